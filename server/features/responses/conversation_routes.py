@@ -9,8 +9,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from ...errors import kinds
-from ...errors.request_errors import ApiError, warn_all
+from ...errors.request_errors import warn_all
 from ...generation.admission import admission, stored_json
 from ...http.responses import json_response, to_json, until_disconnect
 from ...http.routes import After, JsonRoute, Limit, QueryOrder, described, no_such_entry, page_object, success
@@ -22,7 +21,6 @@ from .conversations import CONVERSATIONS, ConversationRecord, Item, delete_item,
 from .expansion import MAX_ADDED, Room, expanded
 from .input_items import ResponseItem, left_out, new_items
 from .open_responses import OpenResponses, Responses
-from .response_store import ResponseStore
 
 _MAX_ADDED: Final = 20
 """Maximum number of items that a request adds, as in OpenAI's API."""
@@ -142,7 +140,7 @@ async def list_conversation_items(
 @router.get("/v1/conversations/{conversation_id}/items/{item_id}", responses=success(ConversationItem))
 async def get_conversation_item(conversation_id: str, item_id: str, responses: Responses) -> Response:
     """Returns an item of a conversation."""
-    item = await _item(conversation_id, item_id, responses.store)
+    item = await responses.store.conversations.item(conversation_id, item_id)
     await admission.get().keep(len(item.text))
     return Response(item.text, media_type="application/json")
 
@@ -152,7 +150,7 @@ async def delete_conversation_item(conversation_id: str, item_id: str, responses
     """Deletes an item, and describes the conversation."""
     conversations = responses.store.conversations
     record = await conversations.get(conversation_id)
-    await _item(conversation_id, item_id, responses.store)
+    await conversations.item(conversation_id, item_id)
     await conversations.write(partial(delete_item, item_id=item_id), conversation_id)
     return _described(record)
 
@@ -169,19 +167,6 @@ async def _items(body: ItemsBody, responses: OpenResponses, request: Request) ->
         items = await own.run(lambda: new_items(expansion.own))
         await own.keep(sum(len(item.text) for item in items))
         return items
-
-
-async def _item(conversation_id: str, item_id: str, store: ResponseStore) -> Item:
-    """Returns an item.
-
-    Raises:
-      ApiError: 404, the conversation or the item does not exist.
-    """
-    await store.conversations.get(conversation_id)
-    if (found := await store.conversations.item(conversation_id, item_id)) is None:
-        message = f"there is no item with the id {item_id[:100]!r} in {conversation_id}"
-        raise ApiError(kinds.NO_SUCH_OBJECT, message)
-    return found
 
 
 def _listed(found: Page[Item]) -> Response:

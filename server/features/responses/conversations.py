@@ -299,11 +299,19 @@ class ConversationStore(TenantObjects[ConversationRecord]):
             return None
         return await self.read(partial(list_items, spec=spec), conversation_id)
 
-    async def item(self, conversation_id: str, item_id: str) -> Item | None:
-        """Returns an item; None if it does not exist."""
-        if not ITEM_ID.fullmatch(item_id):
-            return None
-        return await self.read(partial(find_item, item_id=item_id), conversation_id)
+    async def item(self, conversation_id: str, item_id: str) -> Item:
+        """Returns an item.
+
+        Raises:
+          ApiError: 404, the conversation or the item does not exist.
+        """
+        await self.get(conversation_id)
+        is_valid = ITEM_ID.fullmatch(item_id) is not None
+        found = await self.read(partial(find_item, item_id=item_id), conversation_id) if is_valid else None
+        if found is None:
+            message = f"there is no item with the id {item_id[:100]!r} in {conversation_id}"
+            raise ApiError(kinds.NO_SUCH_OBJECT, message)
+        return found
 
     async def end(self, turn: Turn) -> None:
         """Adds the items of a turn and ends it.
