@@ -7,7 +7,7 @@ it. Functions of tables run in a transaction, and find their rows by an index, i
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 from itertools import batched, chain, islice
 from typing import Any, Final, NamedTuple, get_args, get_type_hints
@@ -89,7 +89,7 @@ class Table[Record]:
 
     Args:
       name: Name of the table.
-      record: Dataclass whose fields are columns.
+      record: Dataclass or named tuple whose fields are columns.
       key: Columns of the primary key.
       under: Columns before the record's, with their types: the object that it is part of, and its place there.
       extra: Columns after the record's that only statements use, with their types.
@@ -109,9 +109,9 @@ class Table[Record]:
         indexes: Mapping[str, str] | None = None,
     ) -> None:
         types = get_type_hints(record)
+        self.fields = list(types)
         self.name = name
         self.record = record
-        self.fields = [field.name for field in fields(record)]  # type: ignore[arg-type]
         self._types: dict[str, Any] = {**(under or {}), **{each: types[each] for each in self.fields}}
         self.columns = ", ".join(self._types)
         self._key, self._indexes = key, indexes or {}

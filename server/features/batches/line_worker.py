@@ -193,18 +193,24 @@ class LineKind(WorkKind[LineClaim]):
     async def _result(self, claim: LineClaim) -> LineResult | None:
         """Returns the result of a line; None if this replica cannot run it now. A long line is parsed on a thread."""
         tenant.set(claim.lease.tenant)  # of this task only
-        id = _id(claim)
-        owned = claim.claim
+        owned, data, number = claim.claim, claim.data, claim.lease.number
+        id = line_id(number, claim.lease.id.removeprefix("batch_"))
         if owned.is_deadly:  # parsing may end the replica
             message = f"{owned.num_lone_deaths} replicas that ran this line alone ended before it did"
-            return error_result(id, leading_custom_id(claim.data), "server_error", message)
+            return error_result(id, leading_custom_id(data), "server_error", message)
+        is_served = claim.model == self._service.model.identity
+        expired = "the batch expired before " + (
+            "this line ran" if is_served else "a server with its model ran this line"
+        )
         if claim.is_expired and owned.may_be_deadly:
-            return error_result(id, leading_custom_id(claim.data), "batch_expired", self._expired(claim))
-        own = self._service.admissions.open_preemptible(id, is_repeated=claim.lease.fence > 1)
+            return error_result(id, leading_custom_id(data), "batch_expired", expired)
+        admissions = self._service.admissions
+        own = admissions.open_preemptible(id, is_repeated=claim.lease.fence > 1)
         try:
-            line = await self._parsed(claim, own)
+            most, is_long = admissions.max_body_bytes, len(data) >= LONG_BYTES
+            line = await own.run(lambda: parse_line(data, number, most, own.parse_now), is_long=is_long)
             if claim.is_expired:
-                return error_result(id, line.custom_id, "batch_expired", self._expired(claim))
+                return error_result(id, line.custom_id, "batch_expired", expired)
             return await self._sent(line, id, own)
         except LineError as error:  # in a file that another version, or a replica with other settings, has checked
             return error_result(id, error.custom_id, "invalid_line", str(error))
@@ -225,25 +231,6 @@ class LineKind(WorkKind[LineClaim]):
             message = f"the result has {len(result.line):,} bytes, and at most {MAX_WRITE.num_bytes:,} are stored"
             return error_result(id, line.custom_id, "result_too_large", message)
         return result
-
-    async def _parsed(self, claim: LineClaim, own: Admission) -> BatchLine:
-        """Returns the request of a line.
-
-        Raises:
-          LineError: The line is not a request.
-        """
-        data, most = claim.data, self._service.admissions.max_body_bytes
-        return await own.run(
-            lambda: parse_line(data, claim.lease.number, most, own.parse_now), is_long=len(data) >= LONG_BYTES
-        )
-
-    def _expired(self, claim: LineClaim) -> str:
-        is_served = claim.model == self._service.model.identity
-        return "the batch expired before " + ("this line ran" if is_served else "a server with its model ran this line")
-
-
-def _id(claim: LineClaim) -> str:
-    return line_id(claim.lease.number, claim.lease.id.removeprefix("batch_"))
 
 
 def line_worker(service: Service, app: ASGIApp, batches: BatchStore, tenants: int = 1) -> Worker[LineClaim]:

@@ -57,7 +57,7 @@ class UsageCounter(Observer):
         if record.started is None or record.is_left:
             return
         key = self._today(0), record.request.tenant
-        self._counts[key] = self._counts.get(key, TenantUsage()) + _usage(record)
+        self._counts[key] = self._counts.get(key, TenantUsage()).plus(_usage(record))
 
     async def run(self) -> None:
         """Adds counts to the database periodically, until it is cancelled."""

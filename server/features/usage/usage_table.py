@@ -1,9 +1,8 @@
 """Tables of usage, and their statements. Replicas add to the same rows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import uuid4
 
 from ...database.database import Transaction
@@ -11,8 +10,7 @@ from ...database.schema import Tables, Upgrade
 from ...storage.objects import Table
 
 
-@dataclass(frozen=True, slots=True)
-class TenantUsage:
+class TenantUsage(NamedTuple):
     """Usage of a tenant on a day, or a part of it.
 
     Attributes:
@@ -27,12 +25,12 @@ class TenantUsage:
     cached_tokens: int = 0
     completion_tokens: int = 0
 
-    def __add__(self, other: "TenantUsage") -> "TenantUsage":
-        return TenantUsage(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+    def plus(self, other: "TenantUsage") -> "TenantUsage":
+        """Returns the usage of both together."""
+        return TenantUsage(*map(sum, zip(self, other, strict=True)))
 
 
-@dataclass(frozen=True, slots=True)
-class UsageAddition:
+class UsageAddition(NamedTuple):
     """Last addition of a replica, so that one whose commit was not reported is not repeated.
 
     Attributes:
@@ -62,14 +60,14 @@ def today(days_ago: int = 0) -> str:
 def add(transaction: Transaction, addition: UsageAddition, counts: Mapping[Key, TenantUsage]) -> None:
     """Adds a replica's counts, unless an earlier attempt has added them."""
     newer = "number = excluded.number, day = excluded.day WHERE roost_usage_additions.number < excluded.number"
-    (added,) = _ADDITIONS.put(transaction, [astuple(addition)], f"DO UPDATE SET {newer}")
+    (added,) = _ADDITIONS.put(transaction, [addition], f"DO UPDATE SET {newer}")
     if added.rowcount:
         _add(transaction, counts)
 
 
 def _add(transaction: Transaction, counts: Mapping[Key, TenantUsage]) -> None:
     sums = ", ".join(f"{each} = roost_usage.{each} + excluded.{each}" for each in _USAGE.fields)
-    rows = ((*key, *astuple(usage)) for key, usage in sorted(counts.items()))  # replicas lock rows in one order
+    rows = ((*key, *usage) for key, usage in sorted(counts.items()))  # replicas lock rows in one order
     _USAGE.put(transaction, rows, f"DO UPDATE SET {sums}")
 
 
