@@ -235,9 +235,9 @@ class BatchStore:
         """Returns why the lines of a batch in progress wait until its tenant deletes files; None if they run."""
         if batch.status != BatchStatus.IN_PROGRESS:
             return None
-        owner = batch.tenant
-        sizes = await self.batches.run(lambda each: file_table.sizes(each, [owner]))
-        return file_table.full(sizes[owner], self.lines.max_bytes) if sizes[owner] >= self.lines.max_bytes else None
+        kept = await self.batches.run(lambda each: file_table.kept_by(each, batch.tenant))
+        most = self.lines.max_bytes
+        return file_table.full(kept.num_bytes, most) if kept.num_bytes >= most else None
 
     async def claim(self, model: str, places: Places) -> Sequence[LineClaim]:
         """Claims lines of any tenant for this replica, or a single line that must run alone.

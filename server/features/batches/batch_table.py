@@ -237,8 +237,7 @@ class LineTable(WorkTable):
         self.max_bytes = max_bytes
 
     def with_room(self, transaction: Transaction, tenants: Sequence[str]) -> Collection[str]:
-        sizes = file_table.sizes(transaction, tenants)
-        return [tenant for tenant in tenants if sizes[tenant] < self.max_bytes]
+        return [each for each in tenants if file_table.kept_by(transaction, each).num_bytes < self.max_bytes]
 
     def numbers_at(self, transaction: Transaction, name: tuple[str, str], first: int, end: int) -> Sequence[int]:
         query = "SELECT input_file FROM roost_batches WHERE tenant = ? AND id = ?"

@@ -12,10 +12,10 @@ the limits apply to the whole server.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import uuid4
 
-from ...database.database import Transaction, placeholders
+from ...database.database import Transaction
 from ...storage.objects import Name, ObjectTable, Table
 
 SEGMENT_LINES: Final = 2**16
@@ -283,44 +283,42 @@ def excess(
       max_bytes: Maximum bytes of its files, and of the results of its batches in progress.
       num_files, num_batches, num_lines, num_bytes: What is about to be added.
     """
-    ((files, file_lines, file_bytes),) = transaction.rows(
-        """
-        SELECT count(*), coalesce(sum(num_lines), 0), coalesce(sum(num_bytes), 0) FROM roost_files WHERE tenant = ?
-        """,
-        tenant,
-    )
-    ((batches, batch_lines, batch_bytes),) = transaction.rows(
-        """
-        SELECT count(*), coalesce(sum(num_lines), 0), coalesce(sum(output_bytes + error_bytes), 0)
-        FROM roost_batches WHERE tenant = ? AND status = 'in_progress'
-        """,
-        tenant,
-    )
-    num_batches += batches
-    if num_files + files + FILES_OF_BATCH * num_batches > MAX_FILES:
+    kept = kept_by(transaction, tenant)
+    num_batches += kept.num_batches
+    if num_files + kept.num_files + FILES_OF_BATCH * num_batches > MAX_FILES:
         return f"an API key may keep {MAX_FILES:,} files, two of each batch in progress included: delete some"
     if num_batches > MAX_BATCHES:
         return f"an API key may have {MAX_BATCHES:,} batches in progress: wait for some of them, or cancel some"
-    if num_lines + file_lines + batch_lines > MAX_LINES:
+    if num_lines + kept.num_lines > MAX_LINES:
         return f"the files and batches of an API key may have {MAX_LINES:,} lines together: delete some files"
-    num_bytes += int(file_bytes + batch_bytes)
+    num_bytes += kept.num_bytes
     return full(num_bytes, max_bytes) if num_bytes > max_bytes else None
 
 
-def sizes(transaction: Transaction, tenants: Sequence[str]) -> dict[str, int]:
-    """Returns, for each tenant, the bytes of its files and of the results of its batches in progress.
+class Kept(NamedTuple):
+    """What a tenant keeps.
 
-    Args:
-      tenants: At least one tenant.
+    Attributes:
+      num_files: Number of files.
+      num_batches: Number of batches in progress.
+      num_lines: Number of lines of these files, and of the inputs of these batches.
+      num_bytes: Bytes of these files, and of the results of these batches.
     """
-    rows = transaction.rows(
-        f"""
-        SELECT column1,
-            (SELECT coalesce(sum(num_bytes), 0) FROM roost_files WHERE tenant = column1)
-            + (SELECT coalesce(sum(output_bytes + error_bytes), 0) FROM roost_batches
-                WHERE tenant = column1 AND status = 'in_progress')
-        FROM (VALUES {placeholders(len(tenants), 1)}) AS asked
-        """,
-        *tenants,
-    )
-    return {tenant: int(num_bytes) for tenant, num_bytes in rows}
+
+    num_files: int
+    num_batches: int
+    num_lines: int
+    num_bytes: int
+
+
+def kept_by(transaction: Transaction, tenant: str) -> Kept:
+    """Returns what a tenant keeps."""
+    query = """
+        SELECT num_files, num_batches, files.num_lines + batches.num_lines, files.num_bytes + batches.num_bytes FROM
+            (SELECT count(*) AS num_files, coalesce(sum(num_lines), 0) AS num_lines,
+                coalesce(sum(num_bytes), 0) AS num_bytes FROM roost_files WHERE tenant = ?) AS files,
+            (SELECT count(*) AS num_batches, coalesce(sum(num_lines), 0) AS num_lines,
+                coalesce(sum(output_bytes + error_bytes), 0) AS num_bytes
+            FROM roost_batches WHERE tenant = ? AND status = 'in_progress') AS batches
+    """
+    return Kept(*map(int, transaction.rows(query, tenant, tenant)[0]))
