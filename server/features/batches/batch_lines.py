@@ -4,17 +4,17 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
 import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ...errors.validation_errors import describe
 from ...schemas.json_limits import JsonError, decode_json
 
 BatchUrl = Literal["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"]
 """Endpoint that a line may name."""
-
-_URLS: Final[tuple[str, ...]] = get_args(BatchUrl)
 
 MAX_LINE_BYTES: Final = 16 * 2**20
 """Maximum bytes of a line, independent of the limit on its body."""
@@ -40,6 +40,17 @@ _WHOLE_ONLY: Final = ("stream", "background")
 """Fields that request something other than one whole response."""
 
 type Parse = Callable[[bytes], Any]
+
+
+class _Request(BaseModel):
+    """A line of an input file. Other fields are ignored."""
+
+    model_config = ConfigDict(strict=True)
+
+    custom_id: Annotated[str, Field(min_length=1, max_length=MAX_CUSTOM_ID)]
+    method: Literal["POST"]
+    url: BatchUrl
+    body: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +114,14 @@ def parse_line(raw: bytes, number: int, max_body_bytes: int = MAX_LINE_BYTES, pa
         raise LineError(too_long(max_body_bytes), leading_custom_id(raw))
     try:
         fields = parse(raw)
+        request = _Request.model_validate(fields)
     except JsonError as error:
         raise LineError(f"the line {error}", leading_custom_id(raw)) from None
-    if not isinstance(fields, dict):
-        raise LineError("the line must be a JSON object")
-    custom_id, url, body = _custom_id(fields), fields.get("url"), fields.get("body")
-    if (method := fields.get("method")) != "POST":
-        raise LineError(f'method must be "POST", got {_shown(method)}', custom_id)
-    if url not in _URLS:
-        raise LineError(f"url must be one of {', '.join(_URLS)}, got {_shown(url)}", custom_id)
-    if not isinstance(body, dict):
-        raise LineError("body must be an object", custom_id)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        custom_id = _valid_id(fields.get("custom_id")) if isinstance(fields, dict) else None
+        raise LineError(describe(detail, detail["loc"] or ("the line",)), custom_id) from None
+    custom_id, body = request.custom_id, request.body
     for name in _WHOLE_ONLY:
         if body.get(name):
             raise LineError(f"body.{name} must be left out: a batch has whole responses", custom_id)
@@ -124,23 +132,20 @@ def parse_line(raw: bytes, number: int, max_body_bytes: int = MAX_LINE_BYTES, pa
     if len(encoded) > max_body_bytes:
         raise LineError(f"body is longer than --max-body-bytes, {max_body_bytes}", custom_id)
     num_tokens = len(encoded) // _BYTES_PER_TOKEN + _max_tokens(body)
-    return BatchLine(number, custom_id, url, encoded, _hash(_prefix(body)), num_tokens)
+    return BatchLine(number, custom_id, request.url, encoded, _hash(_prefix(body)), num_tokens)
 
 
 def leading_custom_id(raw: bytes) -> str | None:
     """Returns the `custom_id` that a line begins with, without parsing the line; None if it begins otherwise."""
     found = _LEADING_ID.match(raw[:_BESIDE_BODY_BYTES])
     try:
-        return None if found is None else _custom_id({"custom_id": decode_json(found[1])})
+        return None if found is None else _valid_id(decode_json(found[1]))
     except ValueError:
         return None
 
 
-def _custom_id(fields: Mapping[str, Any]) -> str:
-    custom_id = fields.get("custom_id")
-    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID:
-        raise LineError(f"custom_id must be a string of 1 to {MAX_CUSTOM_ID} characters")
-    return custom_id
+def _valid_id(value: Any) -> str | None:
+    return value if isinstance(value, str) and 0 < len(value) <= MAX_CUSTOM_ID else None
 
 
 def _prefix(body: Mapping[str, Any]) -> bytes:
@@ -151,14 +156,6 @@ def _prefix(body: Mapping[str, Any]) -> bytes:
 def _max_tokens(body: Mapping[str, Any]) -> int:
     limits = [body[name] for name in _LIMITS if isinstance(body.get(name), int)]
     return min(max(limits[0], 0), 2**20) if limits else _UNKNOWN_TOKENS
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = orjson.dumps(value).decode()
-    except orjson.JSONEncodeError:
-        return "a value that is nested too deeply"
-    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def line_id(number: int, batch: str = "") -> str:

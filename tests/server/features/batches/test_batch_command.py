@@ -117,7 +117,7 @@ async def test_each_line_gets_one_output_line(make_input: Callable[..., InputFil
     }
     assert lines[None]["id"] == "batch_req_3"
     assert lines[None]["error"]["message"].startswith("line 3: the line is not valid JSON: ")
-    assert lines["c"]["error"]["message"].startswith("line 5: url must be one of /v1/chat/completions, ")
+    assert lines["c"]["error"]["message"].startswith('line 5: url must be "/v1/chat/completions", ')
 
 
 async def test_a_run_goes_on_after_a_torn_line(make_input: Callable[..., InputFile], tmp_path: Path) -> None:
