@@ -295,7 +295,7 @@ def excess(
     return full(num_bytes, max_bytes) if num_bytes > max_bytes else None
 
 
-class Kept(NamedTuple):
+class TenantTotals(NamedTuple):
     """What a tenant keeps.
 
     Attributes:
@@ -311,7 +311,7 @@ class Kept(NamedTuple):
     num_bytes: int
 
 
-def kept_by(transaction: Transaction, tenant: str) -> Kept:
+def kept_by(transaction: Transaction, tenant: str) -> TenantTotals:
     """Returns what a tenant keeps."""
     query = """
         SELECT num_files, num_batches, files.num_lines + batches.num_lines, files.num_bytes + batches.num_bytes FROM
@@ -321,4 +321,4 @@ def kept_by(transaction: Transaction, tenant: str) -> Kept:
                 coalesce(sum(output_bytes + error_bytes), 0) AS num_bytes
             FROM roost_batches WHERE tenant = ? AND status = 'in_progress') AS batches
     """
-    return Kept(*map(int, transaction.rows(query, tenant, tenant)[0]))
+    return TenantTotals(*map(int, transaction.rows(query, tenant, tenant)[0]))
