@@ -139,12 +139,6 @@ def body_too_large(limit: int, flag: str | None = None) -> ApiError:
     return ApiError(kinds.REQUEST_TOO_LARGE, f"the body is larger than {limit} bytes{fix}")
 
 
-def too_many_bytes() -> ApiError:
-    """Returns a 503 for a request that arrives while others hold all memory."""
-    message = "too many large requests at a time: try again later"
-    return ApiError(kinds.OVERLOADED, message)
-
-
 def too_many_connections() -> ApiError:
     """Returns a 503 for a connection beyond the limit."""
     return ApiError(kinds.OVERLOADED, "too many connections")

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 
 from ..errors import kinds
-from ..errors.request_errors import ApiError, bad_value, body_too_large, too_many_bytes
+from ..errors.request_errors import ApiError, bad_value, body_too_large
 from ..schemas.json_limits import LONG_BYTES, JsonError, decode_json
 from ..tenants import TenantLocks, Workers, tenant
 
@@ -59,7 +59,7 @@ class ByteBudget:
             raise ApiError(kinds.REQUEST_TOO_LARGE, message)
         free, held = self._max_bytes - self.num_bytes, self._held[owner]
         if num_bytes > free:
-            raise too_many_bytes()
+            raise ApiError(kinds.OVERLOADED, "too many large requests at a time: try again later")
         if self._is_shared and held and held + num_bytes > free:
             message = (
                 "this API key's requests hold too much memory at a time: wait for some of them, or send smaller ones"

@@ -84,15 +84,17 @@ class PortConnections:
         self._num_refused = 0
 
     @property
+    def _num_open(self) -> int:
+        return len(self._silent) + len(self._idle) + len(self._busy)
+
+    @property
     def counts(self) -> ConnectionCounts:
         """Counts for metrics."""
-        num_open = len(self._silent) + len(self._idle) + len(self._busy)
-        return ConnectionCounts(num_open, len(self._busy), self.limit, self._num_dropped, self._num_refused)
+        return ConnectionCounts(self._num_open, len(self._busy), self.limit, self._num_dropped, self._num_refused)
 
     def open(self, connection: Droppable) -> bool:
         """Adds a new connection; returns False if the port is full and no other connection can be closed for it."""
-        num_open = len(self._silent) + len(self._idle) + len(self._busy)
-        has_room = num_open < self.limit + RESERVED_CONNECTIONS or self._drop_oldest()
+        has_room = self._num_open < self.limit + RESERVED_CONNECTIONS or self._drop_oldest()
         self._silent[connection] = None  # without room, too: it is closed for the next one
         self._num_refused += not has_room
         return has_room
@@ -296,13 +298,6 @@ class LimitedConnection(HttpToolsProtocol):
         whole = partial(_read_rest, partial(_until_close, app, cycle) if is_old else app, cycle)
         super()._start_asgi_task(cycle, whole)
 
-    def close_after_response(self) -> None:
-        """Closes the connection once the running request has its response."""
-        if self._running is None or self._running.response_complete:
-            self.transport.close()
-        else:
-            self._running.keep_alive = False
-
     def _stop_write_timer(self) -> None:
         if self._write_timer is not None:
             self._write_timer.cancel()
@@ -349,7 +344,10 @@ class LimitedConnection(HttpToolsProtocol):
         self._is_closing = True
         if self.pipeline:  # an earlier response is being sent
             self.pipeline.clear()
-            self.close_after_response()
+            if self._running is None or self._running.response_complete:
+                self.transport.close()
+            else:
+                self._running.keep_alive = False
             return
         waits_for_body = self._is_responding and self.cycle.more_body and not self.cycle.response_started
         if waits_for_body or not self._is_responding:

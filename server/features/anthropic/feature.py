@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from ....engine import SamplingParams
 from ...constraints.output_constraint import OutputConstraint, with_tools
-from ...errors.request_errors import bad_value, warn_all
+from ...errors.request_errors import warn_all
 from ...feature import Feature
 from ...generation.admission import admission
 from ...generation.requests import constraint_of, sampling_params
@@ -26,7 +26,7 @@ from .messages import (
     TokenCount,
     anthropic_body,
 )
-from .schemas import AnthropicOtherTool, CountTokensBody, MessagesBody
+from .schemas import CountTokensBody, MessagesBody
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -43,7 +43,7 @@ async def create_message(body: MessagesBody, request: Request, service: ReadySer
 @router.post("/v1/messages/count_tokens", responses=ANTHROPIC_ERRORS)
 async def count_tokens(body: CountTokensBody, service: AnyService) -> TokenCount:
     """Returns the number of tokens of the prompt."""
-    conversation = await admission.get().run(lambda: _conversation(body, _tool_options(body)))
+    conversation = await admission.get().run(lambda: _conversation(body))
     state = service.saved_state(body.from_state)
     prompt = await service.prompts.chat(conversation, state=state)
     return TokenCount(input_tokens=len(prompt.token_ids))
@@ -57,8 +57,8 @@ async def messages_spec(body: MessagesBody, service: Service) -> GenerationSpec:
     """
 
     def convert() -> tuple[Conversation, list[SamplingParams], OutputConstraint | None]:
-        options, params = _tool_options(body), sampling_params(body, service.model, body.max_tokens)
-        return _conversation(body, options), params, with_tools(_text_constraint(body), options)
+        params, options = sampling_params(body, service.model, body.max_tokens), _tool_options(body)
+        return _conversation(body), params, with_tools(_text_constraint(body), options)
 
     conversation, params, output_constraint = await admission.get().run(convert)
     state = service.saved_state(body.from_state)
@@ -85,20 +85,12 @@ def _text_constraint(body: MessagesBody) -> OutputConstraint | None:
 
 
 def _tool_options(body: CountTokensBody) -> ToolOptions:
-    """Returns the tools and the tool choice.
-
-    Raises:
-      ApiError: The only tool to call is one that the server cannot run.
-    """
-    for tool in body.tools:
-        if isinstance(tool, AnthropicOtherTool) and body.tool_choice.name == tool.name:
-            raise bad_value("tool_choice", f"tool_choice: this server runs no tools of the type {tool.type[:60]!r}")
     return body.tool_choice.as_options([tool.as_tool() for tool in body.functions])
 
 
-def _conversation(body: CountTokensBody, tools: ToolOptions) -> Conversation:
+def _conversation(body: CountTokensBody) -> Conversation:
     ending = Ending(add_header=not body.continues_message, stay_open=body.continues_message)
-    return Conversation(body.as_messages(), ending, tools)
+    return Conversation(body.as_messages(), ending, _tool_options(body))
 
 
 FEATURE: Final = Feature(

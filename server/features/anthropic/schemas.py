@@ -204,20 +204,13 @@ class AnthropicTool(Fields):
         return FunctionTool(self.name, self.description, self.input_schema, self.strict)
 
 
-class AnthropicOtherTool(OtherTool):
-    """A tool that Anthropic's servers run or its models know."""
-
-    name: str = ""
-    """Name of the tool."""
-
-
 def _kind_of_tool(value: Any) -> str:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     return "<other>" if isinstance(kind, str) and kind != "custom" else "<custom>"
 
 
 AnyAnthropicTool = Annotated[
-    Annotated[AnthropicTool, Tag("<custom>")] | Annotated[AnthropicOtherTool, Tag("<other>")],
+    Annotated[AnthropicTool, Tag("<custom>")] | Annotated[OtherTool, Tag("<other>")],
     Discriminator(_kind_of_tool),
 ]
 
@@ -307,7 +300,7 @@ class CountTokensBody(Body):
         API.
         """
         for index, tool in enumerate(self.tools):
-            if isinstance(tool, AnthropicOtherTool):
+            if isinstance(tool, OtherTool):
                 yield f"tools[{index}]: {tool.type}"
         for index, message in enumerate(self.messages):
             for block in message.content if isinstance(message.content, list) else ():

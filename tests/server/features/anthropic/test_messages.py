@@ -186,7 +186,7 @@ async def test_tokens_are_counted_as_they_will_be_read(client: httpx.AsyncClient
             {"tools": [{"type": "bash_20250124", "name": "b"}], "tool_choice": {"type": "tool", "name": "b"}},
             400,
             "invalid_request_error",
-            "bash_20250124",
+            "tools has no function 'b'",
         ),
         ({"tool_choice": {"type": "any"}}, 400, "invalid_request_error", "tool_choice"),
         ({"mcp_servers": [{"url": "x"}]}, 400, "invalid_request_error", "mcp_servers"),
