@@ -133,25 +133,20 @@ def with_hints(hints: Mapping[str, str]) -> Mapping[str, ForeignName]:
     """Returns the rules of an endpoint that has fewer fields than chat completions.
 
     Args:
-      hints: What to do instead, for fields that the endpoint has under another name.
+      hints: What to do instead, for fields that the endpoint has under another name. Spaces separate several fields.
     """
+    own = {name: hint for names, hint in hints.items() for name in names.split()}
     chat = {name: ForeignName("use it in /v1/chat/completions", rule.neutral) for name, rule in _CHAT_FIELDS.items()}
     rules = {**_GENERATION_REFUSED, **chat}
-    return {name: ForeignName(hints.get(name, rule.instead), rule.neutral) for name, rule in rules.items()}
+    return {name: ForeignName(own.get(name, rule.instead), rule.neutral) for name, rule in rules.items()}
 
 
 LENGTH_FIELDS: Final = (
-    "max_completion_tokens",
-    "max_length",
-    "max_new_tokens",
-    "max_output_tokens",
-    "max_tokens_to_sample",
-    "n_predict",
-    "num_predict",
+    "max_completion_tokens max_length max_new_tokens max_output_tokens max_tokens_to_sample n_predict num_predict"
 )
 """Names of the maximum number of tokens."""
 
-SCHEMA_FIELDS: Final = ("format", "guided_json", "json_schema", "response_format", "structured_outputs")
+SCHEMA_FIELDS: Final = "format guided_json json_schema response_format structured_outputs"
 """Names of the schema of an output."""
 
 NO_RULES: Final = FieldRules()

@@ -27,11 +27,14 @@ from ...text.chat_format import ConversationMessage, FunctionCall, FunctionTool,
 
 _MESSAGES_REFUSED: Final[Mapping[str, ForeignName]] = {
     **with_hints(
-        dict.fromkeys(LENGTH_FIELDS, "use max_tokens")
-        | dict.fromkeys(SCHEMA_FIELDS, "use output_config.format")
-        | dict.fromkeys(("input", "prompt"), "use messages")
-        | {"instructions": "use system", "stop": "use stop_sequences"}
-        | {"top_logprobs": "use it in /v1/chat/completions"}
+        {
+            LENGTH_FIELDS: "use max_tokens",
+            SCHEMA_FIELDS: "use output_config.format",
+            "input prompt": "use messages",
+            "instructions": "use system",
+            "stop": "use stop_sequences",
+            "top_logprobs": "use it in /v1/chat/completions",
+        }
     ),
     "compaction": ForeignName("send the whole conversation"),
     "container": ForeignName(),

@@ -41,10 +41,13 @@ _ADDED: Final = ("completed", "incomplete")
 
 RESPONSES_REFUSED: Final[Mapping[str, ForeignName]] = {
     **with_hints(
-        dict.fromkeys(LENGTH_FIELDS, "use max_output_tokens")
-        | dict.fromkeys((*SCHEMA_FIELDS, "output_config", "output_format"), "use text.format")
-        | dict.fromkeys(("logprobs", "n_probs"), 'use include: ["message.output_text.logprobs"]')
-        | {"messages": "use input", "system": "use instructions"}
+        {
+            LENGTH_FIELDS: "use max_output_tokens",
+            f"{SCHEMA_FIELDS} output_config output_format": "use text.format",
+            "logprobs n_probs": 'use include: ["message.output_text.logprobs"]',
+            "messages": "use input",
+            "system": "use instructions",
+        }
     ),
     "context_management": ForeignName(neutral=([],)),
     "max_tokens": ForeignName("use max_output_tokens"),
