@@ -1,11 +1,10 @@
 """The web application: routes and middleware."""
 
 import importlib.metadata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from fastapi import APIRouter, FastAPI
-from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -105,18 +104,24 @@ def create_app(
     app.state.features = open_features(Opening(service)) if features is None else features
     app.state.check_body = BodyCheck(service.model.id, strict=strict)
     app.openapi = with_events(app, _EVENTS)  # type: ignore[method-assign]
-    app.state.endpoints = tuple(each for router in _ROUTERS for each in _endpoints(router))
     admin_routers = [router for feature in FEATURES for router in feature.admin_routers] if access.admin_keys else []
     for router in admin_routers:
         app.include_router(router)
     install_error_handlers(app, _ERROR_SHAPES)
-    routes = [route for router in (*_ROUTERS, *admin_routers) for route in router.routes if isinstance(route, Route)]
+    public_routes, admin_routes = _routes_of(_ROUTERS), _routes_of(admin_routers)
+    routes = [*public_routes, *admin_routes]
     app.state.paths = [route.path for route in routes if route.include_in_schema and "{" not in route.path]
+    app.state.endpoints = [
+        f"{method} {route.path}"
+        for route in public_routes
+        if route.include_in_schema and route.path.startswith("/v1/")
+        for method in sorted(route.methods or ())
+    ]
     app.add_middleware(HeadAndOptions, routes=routes)
     unlimited = frozenset[str]().union(*(feature.unlimited_paths for feature in FEATURES))
     app.add_middleware(BodyLimit, admissions=service.admissions, exempt_paths=unlimited)
     if access.keys or access.admin_keys or access.admin_port is not None:
-        admin_paths = {route.path for router in admin_routers for route in router.routes if isinstance(route, Route)}
+        admin_paths = {route.path for route in admin_routes}
         app.add_middleware(AccessControl, access=access, public_paths=_PUBLIC_PATHS, admin_paths=admin_paths)
     app.add_middleware(Drain, open_requests=service.open_requests)
     if access.allowed_origins:
@@ -129,11 +134,8 @@ def create_app(
     return app
 
 
-def _endpoints(router: APIRouter) -> Iterator[str]:
-    """Yields the methods and paths of a router's endpoints."""
-    for route in router.routes:
-        if isinstance(route, APIRoute) and route.include_in_schema and route.path.startswith("/v1/"):
-            yield from (f"{method} {route.path}" for method in sorted(route.methods or ()))
+def _routes_of(routers: Iterable[APIRouter]) -> list[Route]:
+    return [route for router in routers for route in router.routes if isinstance(route, Route)]
 
 
 def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:

@@ -24,15 +24,6 @@ from ..observability.metrics import ConnectionCounts
 from .error_responses import error_response
 from .responses import CYCLE
 
-MAX_HEAD_BYTES: Final = 64 * 2**10
-"""Maximum bytes of the URL and all headers together."""
-
-HEAD_S: Final = 20.0
-"""Seconds from the start of a request or connection to the end of the headers."""
-
-BODY_S: Final = 60.0
-"""Seconds from the end of the headers to the end of the body."""
-
 MAX_PIPELINED: Final = 64
 """Maximum number of requests that wait behind the running one. Thousands of requests fit in one packet, and parsing
 them would block the event loop."""
@@ -179,14 +170,14 @@ class LimitedConnection(HttpToolsProtocol):
       connections: Open connections of the server.
 
     Attributes:
-      max_head_bytes: See `MAX_HEAD_BYTES`.
-      head_s: See `HEAD_S`.
-      body_s: See `BODY_S`.
+      max_head_bytes: Maximum bytes of the URL and all headers together.
+      head_s: Seconds from the start of a request or connection to the end of the headers.
+      body_s: Seconds from the end of the headers to the end of the body.
     """
 
-    max_head_bytes = MAX_HEAD_BYTES
-    head_s = HEAD_S
-    body_s = BODY_S
+    max_head_bytes = 64 * 2**10
+    head_s = 20.0
+    body_s = 60.0
 
     def __init__(self, *args: Any, stall_s: float, connections: OpenConnections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
