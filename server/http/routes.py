@@ -12,7 +12,6 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import ConfigDict, TypeAdapter, with_config
 from pydantic.json_schema import GenerateJsonSchema
-from starlette.datastructures import Headers
 
 from ..errors import kinds
 from ..errors.request_errors import ApiError, ErrorBody, bad_value
@@ -56,8 +55,10 @@ class JsonRoute(APIRoute):
         model: Any = None if self.body_field is None else self.body_field.field_info.annotation
 
         async def handle_json(request: Request) -> Response:
-            if "content-encoding" in request.headers:
-                refuse_encoding(request.headers)
+            encoding = request.headers.get("content-encoding", "").strip().lower()
+            if encoding not in ("", "identity"):
+                message = f"content-encoding {encoding[:60]!r} is not supported: send the body uncompressed"
+                raise ApiError(kinds.BODY_ENCODED, message)
             return await handle(_JsonRequest(request, model))
 
         return handle_json
@@ -89,18 +90,6 @@ class _JsonRequest(Request):
         raw, self._raw = self._raw, bytearray()
         check: BodyCheck = self.app.state.check_body
         return await admission.get().parse(raw, partial(check.built, self._model))
-
-
-def refuse_encoding(headers: Headers) -> None:
-    """Checks that a request's body is not compressed.
-
-    Raises:
-      ApiError: The `content-encoding` header names an encoding.
-    """
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        message = f"content-encoding {encoding[:60]!r} is not supported: send the body uncompressed"
-        raise ApiError(kinds.BODY_ENCODED, message)
 
 
 Order = Literal["asc", "desc"]

@@ -17,7 +17,7 @@ from ...generation.admission import admission
 from ...generation.service import Service
 from ...http import routes
 from ...http.multipart import UploadReader
-from ...http.routes import After, AnyService, JsonRoute, QueryOrder, no_such_entry, page_object, refuse_encoding
+from ...http.routes import After, AnyService, JsonRoute, QueryOrder, no_such_entry, page_object
 from ...openai.response_schemas import DeletedObject
 from ...schemas.body import Fields
 from ...storage.objects import PageSpec
@@ -232,7 +232,6 @@ router = APIRouter(route_class=JsonRoute)
 )
 async def upload_file(request: Request, service: AnyService, batches: Batches) -> dict[str, Any]:
     """Stores a file of requests, and checks its lines while they arrive."""
-    refuse_encoding(request.headers)
     async with batches.uploads.hold():
         return _described(await _receive(request, service, batches))
 
