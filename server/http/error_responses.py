@@ -24,12 +24,8 @@ _OTHER_SERVERS: Final[Mapping[str, str]] = {
     "/api/generate": "/v1/completions",
     "/api/show": "/server_info",
     "/api/tags": "/v1/models",
-    "/api/version": "/version",
     "/chat": "/v1/chat/completions",
-    "/completion": "/v1/completions",
     "/get_model_info": "/server_info",
-    "/get_server_info": "/server_info",
-    "/healthz": "/health",
     "/info": "/server_info",
     "/invocations": "/v1/chat/completions",
     "/livez": "/health",
@@ -41,14 +37,13 @@ _OTHER_SERVERS: Final[Mapping[str, str]] = {
     "/swagger": "/docs",
     "/redoc": "/docs",
     "/v1/chat": "/v1/chat/completions",
-    "/v1/health": "/health",
 }
-"""Paths of Ollama, llama.cpp, SGLang, TGI, and of probes in Kubernetes."""
+"""Paths of Ollama, llama.cpp, SGLang, TGI, and of probes in Kubernetes that are not like the right ones."""
 
 _MAX_PATH: Final = 64
 """Maximum characters of a path without a route that are compared with paths that have one."""
 
-_MIN_LIKENESS: Final = 0.7
+_MIN_LIKENESS: Final = 0.8
 """Minimum ratio of `difflib` between a path and the one that was probably meant."""
 
 

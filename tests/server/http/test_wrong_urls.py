@@ -19,14 +19,14 @@ from roost.server.http.auth import Access, ApiKeys
         ("/v1/v1/chat/completions", "/v1/chat/completions"),
         ("/v1/chat/completion", "/v1/chat/completions"),
         ("/v1/completion", "/v1/completions"),
-        ("/v1/model/demo", "/v1/models"),
+        ("/v1/model", "/v1/models"),
         ("/v1/message", "/v1/messages"),
         ("/v1/response", "/v1/responses"),
         ("/v1/batch", "/v1/batches"),
         ("/v1//chat/completions", "/v1/chat/completions"),
         ("/v1/chat/completions/", "/v1/chat/completions"),
         ("/V1/Chat/Completions", "/v1/chat/completions"),
-        ("/openai/v1/models", "/v1/models"),
+        ("/openai/v1/chat/completions", "/v1/chat/completions"),
         ("/api/v1/chat/completions", "/v1/chat/completions"),
         ("/v1/metrics", "/metrics"),
         ("/api/chat", "/v1/chat/completions"),
@@ -43,7 +43,7 @@ async def test_a_wrong_url_says_the_right_one(client: httpx.AsyncClient, path: s
     assert response.json()["error"]["message"] == f"no such URL (POST {path}): use {right}"
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/v1/embeddings", "/" + "v1/" * 200])
+@pytest.mark.parametrize("path", ["/nothing", "/v1/embeddings", "/v1/moderations", "/v1/engines", "/" + "v1/" * 200])
 async def test_a_url_without_a_right_one_says_where_all_are(client: httpx.AsyncClient, path: str) -> None:
     message = (await client.get(path)).json()["error"]["message"]
     assert message.endswith("): GET /v1 lists the endpoints")
