@@ -24,6 +24,7 @@ _OTHER_SERVERS: Final[Mapping[str, str]] = {
     "/api/generate": "/v1/completions",
     "/api/show": "/server_info",
     "/api/tags": "/v1/models",
+    "/api/version": "/version",
     "/chat": "/v1/chat/completions",
     "/get_model_info": "/server_info",
     "/info": "/server_info",
@@ -43,7 +44,7 @@ _OTHER_SERVERS: Final[Mapping[str, str]] = {
 _MAX_PATH: Final = 64
 """Maximum characters of a path without a route that are compared with paths that have one."""
 
-_MIN_LIKENESS: Final = 0.8
+_MIN_LIKENESS: Final = 0.82
 """Minimum ratio of `difflib` between a path and the one that was probably meant."""
 
 
