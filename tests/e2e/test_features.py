@@ -27,8 +27,8 @@ CHAT: Final = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2,
 REQUEST_S: Final = 300.0
 """Timeout of a request, which only a server that hangs reaches."""
 
-SHARED: Final = ("server/errors/kinds.py",)
-"""Files of the core that may name features' paths: one table has the kinds of errors of all."""
+SHARED: Final = ("server/schemas/field_rules.py",)
+"""Files of the core that may name features' paths: one table has the fields of all APIs."""
 
 BY_DEFAULT: Final = ("batches",)
 """Features that are deleted by default; sweeps delete the others, too."""
