@@ -207,8 +207,8 @@ class LoadProgress:
     """
 
     def __init__(self, compile_cache: Path | None = None) -> None:
-        self._compile_cache = compile_cache
-        self._num_cached = _num_programs(compile_cache)
+        is_new = compile_cache is not None and not any(compile_cache.glob("*-cache"))
+        self._new_cache = compile_cache if is_new else None
         self._steps: dict[str, str] = {}
         self._console = Console(stderr=True)
         self._bars: dict[str, TaskID] = {}
@@ -225,8 +225,8 @@ class LoadProgress:
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Shows that `done` of `total` steps of a stage are done."""
         self._steps[stage] = f"{_VERBS.get(stage, stage)}: {done} of {total}"
-        if stage == "compile":
-            self._explain_first_compile()
+        if stage == "compile" and self._new_cache is not None:
+            self._explain_first_compile(self._new_cache)
         if self._progress.disable:
             self._print_line(stage, done, total)
             return
@@ -244,11 +244,9 @@ class LoadProgress:
         """Restores the terminal."""
         self._progress.stop()
 
-    def _explain_first_compile(self) -> None:
-        """Prints once that later starts are faster, if a program was added to the cache."""
-        if self._compile_cache is None or _num_programs(self._compile_cache) == self._num_cached:
-            return
-        folder, self._compile_cache = self._compile_cache, None
+    def _explain_first_compile(self, folder: Path) -> None:
+        """Prints once that later starts are faster."""
+        self._new_cache = None
         text = f"compiling for the first time; the programs are kept in {folder}, so later starts are quicker"
         if self._progress.disable:
             say(text)
@@ -260,13 +258,6 @@ class LoadProgress:
         if done == total or now - self._last_line >= _LINE_INTERVAL_S:
             self._last_line = now
             say(self._steps[stage], fields={"stage": stage, "done": done, "total": total})
-
-
-def _num_programs(folder: Path | None) -> int:
-    """Returns the number of programs in JAX's compile cache."""
-    if folder is None or not folder.is_dir():
-        return 0
-    return sum(1 for path in folder.iterdir() if path.name.endswith("-cache"))
 
 
 def make_engine(source: ModelSource, config: EngineConfig, progress: LoadProgress) -> AsyncEngine:

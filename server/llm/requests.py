@@ -102,19 +102,9 @@ def check_vllm(arguments: Mapping[str, Any]) -> None:
 
 
 def prompts_of(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Returns one prompt or several as a list.
-
-    Raises:
-      RequestError: It is neither.
-    """
-    if isinstance(prompts, str | Mapping):
-        return [cast(Prompt, prompts)]
-    try:
-        listed: list[Any] = list(prompts)
-    except TypeError:
-        message = f"prompts must be text, token ids, or a list of such prompts, got {prompts!r:.60}"
-        raise RequestError(message, "prompts") from None
-    return [cast(Prompt, prompts)] if listed and isinstance(listed[0], SupportsIndex) else listed
+    """Returns one prompt or several as a list."""
+    is_one = isinstance(prompts, str | Mapping) or isinstance(next(iter(prompts), None), SupportsIndex)
+    return [cast(Prompt, prompts)] if is_one else list(cast(Sequence[Prompt], prompts))
 
 
 def as_conversation(prompt: Prompt | Conversation) -> Conversation | None:
@@ -126,20 +116,9 @@ def as_conversation(prompt: Prompt | Conversation) -> Conversation | None:
 
 
 def conversations_of(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
-    """Returns one conversation or several as a list.
-
-    Raises:
-      RequestError: It is neither.
-    """
-    given: Any = messages
-    listed: Sequence[Any] = given if isinstance(given, Sequence) and not isinstance(given, str) else ("",)
-    if listed and isinstance(listed[0], Mapping):
-        return [cast(Conversation, messages)]
-    if any(isinstance(each, str) or not isinstance(each, Sequence) for each in listed):
-        example = '[{"role": "user", "content": "hello"}]'
-        message = f"messages must be a conversation such as {example}, or a list of conversations"
-        raise RequestError(message, "messages")
-    return list(listed)
+    """Returns one conversation or several as a list."""
+    is_one = isinstance(messages, str) or isinstance(next(iter(messages), None), Mapping)
+    return [cast(Conversation, messages)] if is_one else list(cast(Sequence[Conversation], messages))
 
 
 def params_of(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:

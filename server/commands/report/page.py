@@ -1,6 +1,5 @@
 """The report as a page in Markdown."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -21,9 +20,6 @@ _MEMORY: Final = {
     "process_bytes": "the process",
 }
 """Columns of the tables of speed, and names of the fields of memory."""
-
-_NUMBER: Final = re.compile(r"–|[\d.,e+-]+( \w+)?(, [\d.]+)?")
-"""A cell with nothing, or with one or two numbers or a number of bytes."""
 
 type Found = Mapping[str, Any]
 """Results of a part; see `parts.Result`."""
@@ -71,12 +67,8 @@ def _verdict(document: Mapping[str, Any]) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Returns a table. Columns of numbers after the first one are right-aligned."""
-    texts = [[str(cell) for cell in row] for row in rows]
-    cells = zip(*(row[1:] for row in texts), strict=True)
-    right = [all(_NUMBER.fullmatch(cell) for cell in column) for column in cells]
-    lines = [columns, ["---", *("---:" if each else "---" for each in right)], *texts]
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in lines)
 
 
 def _machine(found: Found) -> Iterator[str]:
