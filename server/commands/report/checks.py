@@ -128,7 +128,7 @@ _LONG: Final = " ".join([TEXT] * 6)
 
 
 def demo(options: ReportOptions) -> Mapping[str, Any]:
-    """Returns the checks by name: a text with the number of differences, and whether the check passed."""
+    """Returns the checks: a text with the number of differences, and whether the check passed."""
     found: dict[str, Any] = {}
     say_step("float32")
     with LLM(DEMO, without_kernels=options.without_kernels, slots=_SLOTS, dtype="float32") as llm:
@@ -136,8 +136,8 @@ def demo(options: ReportOptions) -> Mapping[str, Any]:
     say_step("as served")
     with LLM(DEMO, without_kernels=options.without_kernels, slots=_SLOTS) as llm:
         found |= {"batch": _batch(llm), "prefix hit": _prefix_hit(llm), "saved state": _saved_state(llm)}
-    wrong = [f"{name}: {check['text']}" for name, check in found.items() if not check["is_right"]]
-    return {"checks": found, "problems": wrong}
+    wrong = [f"{name}: {check['found']}" for name, check in found.items() if not check["is_right"]]
+    return {"checks": [{"check": name, **check} for name, check in found.items()], "problems": wrong}
 
 
 def values_of(llm: LLM) -> Mapping[str, Any]:
@@ -214,4 +214,4 @@ def _equality(what: str, first: Sequence[Any], second: Sequence[Any]) -> Mapping
 
 
 def _verdict(text: str, is_right: bool) -> Mapping[str, Any]:
-    return {"text": text, "is_right": is_right}
+    return {"found": text, "is_right": is_right}

@@ -27,6 +27,7 @@ class ReportPart:
       title: Heading of its section.
       limit_s: Maximum seconds of the part.
       in_quick: Whether a quick report includes it.
+      about: What its tables show.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ReportPart:
     title: str
     limit_s: float
     in_quick: bool = True
+    about: str = ""
 
     def run(self, options: ReportOptions) -> Result:
         """Runs the part in this process."""
@@ -41,12 +43,24 @@ class ReportPart:
         return run(options)
 
 
+_KERNELS: Final = (
+    "Each kernel ran alone, in the ops that it computes, at the widths of the model. `distance` is how far its results "
+    "are from XLA's in float32 on the CPU, by root mean square and at most; `num_unequal` counts elements that have "
+    "other bits in a second run; `is_closed` says that NaN in idle rows and large numbers in padding leave the others "
+    "as they are."
+)
+_SPEED: Final = (
+    "`host_ms` is the part of a step in which the host does not wait for the device: it plans, dispatches and books "
+    "while the device computes. `plan_ms` is `roost plan`'s bound with full windows, `roofline_ms` that of what ran; "
+    "both are of the data sheet."
+)
+_JOB: Final = "32 requests at once, each of 512 prompt and 128 generated tokens, greedy, with `roost serve`'s defaults."
 PARTS: Final[Sequence[ReportPart]] = (
     ReportPart("machine", "checks", "The machine", 120.0),
-    ReportPart("kernels", "checks", "Kernels against float32", 900.0),
+    ReportPart("kernels", "checks", "Kernels against float32", 900.0, about=_KERNELS),
     ReportPart("demo", "checks", "Responses of the demo model", 600.0),
-    ReportPart("speed", "speed", "Speed and memory of the engine", 1800.0),
-    ReportPart("job", "speed", "A job over HTTP", 1200.0, in_quick=False),
+    ReportPart("speed", "speed", "Speed and memory of the engine", 1800.0, about=_SPEED),
+    ReportPart("job", "speed", "A job over HTTP", 1200.0, in_quick=False, about=_JOB),
     ReportPart("profile", "speed", "Profile of decode steps", 900.0, in_quick=False),
 )
 """Parts in their order."""

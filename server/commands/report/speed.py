@@ -268,6 +268,7 @@ def profile(options: ReportOptions) -> Mapping[str, Any]:
         while len(driver.steps) - first < _NUM_STEPS:
             driver.step()
     steps = driver.steps[first:]
+    seconds = sum(step.seconds for step in steps)
     found = longest_operations(folder, _NUM_OPERATIONS)
     driver.end()
     return {
@@ -275,8 +276,8 @@ def profile(options: ReportOptions) -> Mapping[str, Any]:
         "requests": core.stats.slots,
         "steps": len(steps),
         "tokens_per_request": sum(step.rounds for step in steps),
-        "steps_seconds": sum(step.seconds for step in steps),
-        "busy_seconds": found.busy_seconds,
+        "token_ms": 1e3 * seconds / sum(step.rounds for step in steps),
+        "busy_share": None if found.busy_seconds is None else found.busy_seconds / seconds,
         "operations": [operation._asdict() for operation in found.operations],
         "problems": [],
     }

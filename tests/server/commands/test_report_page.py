@@ -11,27 +11,10 @@ def page_of(**parts: Any) -> str:
     return as_page({"problems": [], "without_kernels": [], "parts": found})
 
 
-def test_times_of_a_profile_are_those_of_its_steps() -> None:
-    """And not that of the whole part, which also loads the model."""
-    page = page_of(
-        profile={
-            "folder": "profile",
-            "requests": 2,
-            "steps": 10,
-            "tokens_per_request": 20,
-            "steps_seconds": 2.0,
-            "busy_seconds": 1.5,
-            "operations": [{"name": "fusion.1", "seconds": 1.0, "num_runs": 10}],
-        }
-    )
-    assert "20 tokens each, 100.00 ms a token; the device was busy for 75% of the time" in page
+def test_a_part_becomes_a_table_of_its_values_and_one_of_its_rows() -> None:
+    rows = [{"name": "fusion.1", "distance": {"relative": 0.00123456}}, {"name": "fusion.2", "distance": None}]
+    page = page_of(profile={"operations": rows, "tokens": 1024, "is_right": False, "shape": [1, 512], "busy": None})
+    assert "| name | distance.relative | distance |\n| --- | --- | --- |\n| fusion.1 | 0.001235 | – |" in page
+    assert "| fusion.2 | – | – |\n\n| what | value |\n| --- | --- |\n| tokens | 1,024 |\n| is_right | **no** |" in page
+    assert "| shape | 1, 512 |\n| busy | – |" in page
     assert "Took 60 s." in page
-    assert "| --- | --- | --- |\n| `fusion.1` | 1000.00 | 10 |" in page
-
-
-def test_a_page_says_whether_a_program_compiled_without_the_chip_was_found() -> None:
-    found = {"is_found": False, "ahead_seconds": 21.4, "start_seconds": 19.6}
-    assert "for v6e, without the chip, in 21 s **was not found** in" in page_of(ahead={"chip": "v6e", **found})
-    assert "by another process, on this device, in 21 s **was found** in" in page_of(
-        ahead={"chip": None, **found, "is_found": True}
-    )
