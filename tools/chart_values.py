@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from roost.server.settings import all_settings, setting_reference
+from roost.server.settings import all_settings
+from roost.server.settings.reference import setting_reference
 
 _ROOT: Final = Path(__file__).parents[1]
 SCHEMA: Final = _ROOT / "deploy" / "chart" / "values.schema.json"

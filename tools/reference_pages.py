@@ -29,7 +29,8 @@ from roost.server.generation.service import Service
 from roost.server.http.connection import OpenConnections
 from roost.server.observability.metrics import Metrics, store_rows
 from roost.server.observability.request_metrics import RowCollector
-from roost.server.settings import SettingReference, foreign_flags, settings_reference
+from roost.server.settings.foreign_names import foreign_flags
+from roost.server.settings.reference import SettingReference, settings_reference
 from roost.server.terminal.options import MODEL_HELP
 from typer.main import get_command
 

@@ -35,7 +35,8 @@ from ..generation.service import Limits, Service
 from ..generation.state_store import StateStore
 from ..observability.logging import is_json, say
 from ..observability.metrics import Metrics
-from ..settings import Settings, mesh_sizes
+from ..settings import Settings
+from ..settings.fields import mesh_sizes
 from ..terminal.exits import exit_now
 from ..text.served_model import ServedModel
 

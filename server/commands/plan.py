@@ -31,7 +31,8 @@ from ...engine import (
 )
 from ..assembly.service import engine_config, speculation_of
 from ..model_hub import find_model
-from ..settings import Settings, SettingsError, load_settings, mesh_sizes
+from ..settings import Settings, SettingsError, load_settings
+from ..settings.fields import mesh_sizes
 from ..terminal.exits import FAILURE_STATUS
 from .options import PlanOptions
 

@@ -15,7 +15,8 @@ from ...engine import ConfigError, EngineDeadError, Quantization, saved_state_fo
 from ..assembly.service import LoadProgress, engine_config, exit_while_loading, is_loading, make_engine, make_service
 from ..model_hub import find_model
 from ..observability.metrics import Metrics
-from ..settings import Settings, SettingsError, foreign_name_hint, is_neutral, load_settings
+from ..settings import Settings, SettingsError, load_settings
+from ..settings.foreign_names import foreign_name_hint, is_neutral
 from ..text.served_model import open_served_model
 
 NUM_SLOTS: Final = 1

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from ...engine import Adapter, CheckpointError, ModelSource, open_adapter, open_model
-from ..settings import MODEL_CHOICES
+from ..settings.settings import MODEL_CHOICES
 
 _REPOSITORY: Final = re.compile(
     r"(?P<repo>[a-z0-9_][\w.-]*/[a-z0-9_][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII | re.IGNORECASE

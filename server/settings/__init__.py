@@ -12,10 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors.validation_errors import describe
-from .fields import Group, is_secret, mesh_sizes
-from .foreign_names import foreign_flag_hint, foreign_flags, foreign_name_hint, is_neutral
-from .reference import SettingReference, setting_reference, settings_reference
-from .settings import MODEL_CHOICES, Settings, all_settings
+from .fields import is_secret
+from .settings import Settings, all_settings
 from .sources import (
     SettingsError,
     flag_name,
@@ -27,22 +25,12 @@ from .sources import (
 )
 
 __all__ = [
-    "MODEL_CHOICES",
-    "Group",
-    "SettingReference",
     "Settings",
     "SettingsError",
     "all_settings",
     "flag_name",
-    "foreign_flag_hint",
-    "foreign_flags",
-    "foreign_name_hint",
     "is_json_wanted",
-    "is_neutral",
     "load_settings",
-    "mesh_sizes",
-    "setting_reference",
-    "settings_reference",
 ]
 
 

@@ -11,7 +11,9 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from ..settings import MODEL_CHOICES, foreign_flag_hint, setting_reference, settings_reference
+from ..settings.foreign_names import foreign_flag_hint
+from ..settings.reference import setting_reference, settings_reference
+from ..settings.settings import MODEL_CHOICES
 from .exits import exit_on_error, exit_on_usage_error
 
 MODEL_HELP: Final = escape(f"A{MODEL_CHOICES[1:]}.")

@@ -26,7 +26,9 @@ from roost.server.commands.main import app
 from roost.server.commands.options import GenerateOptions
 from roost.server.llm.local_model import LocalModel
 from roost.server.model_hub import find_model, huggingface
-from roost.server.settings import Group, Settings, all_settings, flag_name, foreign_flag_hint, foreign_flags
+from roost.server.settings import Settings, all_settings, flag_name
+from roost.server.settings.fields import Group
+from roost.server.settings.foreign_names import foreign_flag_hint, foreign_flags
 from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner

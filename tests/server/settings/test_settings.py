@@ -6,16 +6,9 @@ from typing import Any
 import pytest
 from roost.engine import ConfigError, Speculation
 from roost.server.assembly.service import engine_config
-from roost.server.settings import (
-    Group,
-    SettingsError,
-    all_settings,
-    flag_name,
-    load_settings,
-    mesh_sizes,
-    setting_reference,
-    settings_reference,
-)
+from roost.server.settings import SettingsError, all_settings, flag_name, load_settings
+from roost.server.settings.fields import Group, mesh_sizes
+from roost.server.settings.reference import setting_reference, settings_reference
 
 
 @pytest.fixture(autouse=True)

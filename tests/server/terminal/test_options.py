@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from roost.engine import ConfigError
-from roost.server.settings import setting_reference
+from roost.server.settings.reference import setting_reference
 from roost.server.terminal.options import takes_options
 from typer.testing import CliRunner
 
