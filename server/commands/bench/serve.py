@@ -70,7 +70,7 @@ def bench_serve(options: ServeBenchOptions) -> int:
         interrupted = True
     if run.started_s is None:
         return INTERRUPTED_STATUS
-    result = summarize(run.traces, run.seconds(), options.num_prompts, run.objective)
+    result = run.result()
     document |= {"server": run.server, "interrupted": interrupted, "result": result}
     write_report(tables(run.title(), result, interrupted), document, options.json)
     return INTERRUPTED_STATUS if interrupted else 0 if result["requests"]["completed"] else 1
@@ -80,8 +80,6 @@ class Run:
     """One run of the benchmark. Its results so far can be read at any time.
 
     Attributes:
-      objective: Latency objective; None reports no goodput.
-      traces: Traces of the requests that have ended.
       started_s: Time when the first measured request was due, in seconds of `time.perf_counter`; None before.
       server: Model and version that the server reports.
 
@@ -99,8 +97,8 @@ class Run:
         self._rate = parse_rate("--request-rate", options.request_rate or "inf")
         self._input_len = LengthRange.parse("--input-len", options.input_len)
         self._output_len = LengthRange.parse("--output-len", options.output_len)
-        self.objective = Objective.parse("--goodput", [*(options.goodput or ()), *(options.limits or ())])
-        self.traces: list[RequestTrace] = []
+        self._objective = Objective.parse("--goodput", [*(options.goodput or ()), *(options.limits or ())])
+        self._traces: list[RequestTrace] = []
         self.started_s: float | None = None
         self.server: dict[str, Any] = {"model": options.model, "version": None}
         self._advance: Advance = lambda count: None
@@ -115,7 +113,7 @@ class Run:
             "output_len": str(self._output_len),
             "api_key": self._options.api_key is not None,
             "timeout_s": options["timeout"],
-            "goodput": None if self.objective is None else str(self.objective),
+            "goodput": None if self._objective is None else str(self._objective),
         }
 
     def title(self) -> str:
@@ -126,10 +124,11 @@ class Run:
         most = "" if options.ignore_eos else "at most "
         return f"{self.server['model']}, {load}, {self._input_len} tokens in, {most}{self._output_len} out"
 
-    def seconds(self) -> float:
-        """Returns the time from the start to the last known end."""
-        ends = [trace.end_s for trace in self.traces] or [time.perf_counter()]
-        return max(max(ends) - (self.started_s or 0.0), 1e-9)
+    def result(self) -> dict[str, Any]:
+        """Returns all numbers so far."""
+        ends = [trace.end_s for trace in self._traces] or [time.perf_counter()]
+        seconds = max(max(ends) - (self.started_s or 0.0), 1e-9)
+        return summarize(self._traces, seconds, self._options.num_prompts, self._objective)
 
     async def all(self) -> None:
         """Queries the server, warms it up, and measures."""
@@ -156,7 +155,7 @@ class Run:
         bodies = self._bodies(options.num_prompts, rng)
 
         async def send(number: int, due_s: float) -> None:
-            self.traces.append(await self._trace(bodies[number], due_s))
+            self._traces.append(await self._trace(bodies[number], due_s))
             self._advance(1)
 
         with progress_bar("requests", options.num_prompts) as self._advance:

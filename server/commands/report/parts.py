@@ -66,6 +66,10 @@ PARTS: Final[Sequence[ReportPart]] = (
 """Parts in their order."""
 
 
+_EXIT_S: Final = 10.0
+"""Seconds in which the process of a part that has results may end by itself."""
+
+
 def say(text: str) -> None:
     """Prints the current activity."""
     print(text, file=sys.stderr, flush=True)
@@ -84,7 +88,11 @@ def run_apart(part: ReportPart, options: ReportOptions) -> dict[str, Any]:
     process.start()
     sender.close()
     try:
-        found = receiver.recv() if receiver.poll(part.limit_s) else {"error": f"it was ended after {part.limit_s:g} s"}
+        if receiver.poll(part.limit_s):
+            found = receiver.recv()
+            process.join(_EXIT_S)
+        else:
+            found = {"error": f"it was ended after {part.limit_s:g} s"}
     except EOFError:
         process.join()
         found = {"error": f"its process ended with status {process.exitcode} and no result"}

@@ -1,5 +1,6 @@
 """Measurements: decode and prefill against the roofline, a job over HTTP, and a profile of decode steps."""
 
+import asyncio
 import random
 import re
 import subprocess
@@ -12,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
-
-import orjson
 
 from ....engine import (
     CPU,
@@ -34,8 +33,9 @@ from ...model_hub import find_model
 from ...settings import Settings
 from ..bench.engine import Driver, MeasuredStep, load, model_facts, run_together
 from ..bench.report import resident_bytes
+from ..bench.serve import Run
 from ..bench.workload import draw_token_ids
-from ..options import ReportOptions
+from ..options import ReportOptions, ServeBenchOptions
 from .parts import say_step
 
 _COUNTS: Final = (1, 8, 64, 256)
@@ -191,27 +191,21 @@ def _compiled_late(core: EngineCore) -> list[str]:
     return [f"{count} programs were compiled after the start"] if count else []
 
 
-_ROOST: Final = (sys.executable, "-P", "-m", "roost.server")
 _START_S: Final = 900.0
 _STOP_S: Final = 60.0
-_JOB: Final = (
-    *("--num-prompts", "32", "--input-len", "512", "--output-len", "128", "--ignore-eos", "--vocab-size", "256"),
-)
 
 
 def job(options: ReportOptions) -> Mapping[str, Any]:
     """Returns the client's result of the job.
 
     Raises:
-      RuntimeError: The server did not start, or the client failed.
+      RuntimeError: The server did not start.
+      CommandError: The first request failed.
     """
     with tempfile.TemporaryDirectory() as name, _serving(options, Path(name) / "serve.log") as url:
-        file = Path(name) / "job.json"
-        command = [*_ROOST, "bench", "serve", "--url", url, *_JOB, "--json", str(file)]
-        ended = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-        if not file.is_file():
-            raise RuntimeError(f"roost bench serve ended with status {ended.returncode}")
-        result = orjson.loads(file.read_bytes())["result"]
+        run = Run(ServeBenchOptions(url=url, num_prompts=32, ignore_eos=True))
+        asyncio.run(run.all())
+    result = run.result()
     failed = result["requests"]["failed"]
     return {"result": result, "problems": [f"{failed} of 32 requests failed"] if failed else []}
 
@@ -219,7 +213,7 @@ def job(options: ReportOptions) -> Mapping[str, Any]:
 @contextmanager
 def _serving(options: ReportOptions, log: Path) -> Iterator[str]:
     """Yields the address of a server that is ready, and stops it."""
-    command = [*_ROOST, "serve", *_flags(options), "--port", "0"]
+    command = [sys.executable, "-P", "-m", "roost.server", "serve", *_flags(options), "--port", "0"]
     with log.open("w") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
     try:

@@ -52,7 +52,7 @@ async def test_tokens_are_what_the_engine_counted(
         options = replace(OPTIONS, url=str(client.base_url), **changes)
         run = Run(options)
         await run.all()
-    result = summarize(run.traces, run.seconds(), options.num_prompts, None)
+    result = run.result()
     assert run.server["model"] == "counter"
     assert result["failures"] == {}
     assert result["requests"]["completed"] == 12
@@ -75,7 +75,7 @@ async def test_failures_are_counted_by_their_reasons() -> None:
     async with scripted(Script([error("429 Too Many Requests", b'{"error":{"message":"full"}}')])) as address:
         run = Run(replace(OPTIONS, url=url_of(address), model="m"))
         await run.all()
-    result = summarize(run.traces, run.seconds(), 12, None)
+    result = run.result()
     assert result["failures"] == {"HTTP 429: full": 12}
     assert (result["requests"]["completed"], result["requests"]["failed"]) == (0, 12)
     assert result["ttft_ms"] is None
