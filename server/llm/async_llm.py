@@ -50,7 +50,7 @@ class AsyncLLM(LocalModel):
     def __init__(self, model: str, **settings: Unpack[ModelSettings]) -> None:
         super().__init__(load_model_settings(model, settings), "AsyncLLM")
 
-    async def generate(
+    def generate(
         self,
         prompt: Prompt,
         sampling_params: SamplingParams | None = None,
@@ -77,11 +77,9 @@ class AsyncLLM(LocalModel):
         """
         check_vllm(vllm)
         params = sampling_params or SamplingParams()
-        async with aclosing(self._outputs(completion_fields(prompt, params, from_state), params, request_id)) as found:
-            async for output in found:
-                yield output
+        return self._outputs(completion_fields(prompt, params, from_state), params, request_id)
 
-    async def chat(
+    def chat(
         self,
         messages: Conversation,
         sampling_params: SamplingParams | None = None,
@@ -105,10 +103,7 @@ class AsyncLLM(LocalModel):
           RoostError: The model cannot be loaded, or the request failed.
         """
         params = sampling_params or SamplingParams()
-        body = chat_fields(messages, params, options, from_state)
-        async with aclosing(self._outputs(body, params, request_id)) as found:
-            async for output in found:
-                yield output
+        return self._outputs(chat_fields(messages, params, options, from_state), params, request_id)
 
     async def score(self, context: Prompt, continuation: Prompt) -> Score:
         """Returns the log-likelihood of a continuation after a context; see `LLM.score`."""

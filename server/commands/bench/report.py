@@ -258,41 +258,29 @@ def median_of(results: Sequence[Any]) -> Any:
 _TIMES: Final = ("ttft", "tpot", "itl", "e2e")
 
 
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """Maximum latencies of a request.
+type Objective = Mapping[str, float]
+"""Maximum latencies of a request in milliseconds, by name.
 
-    Attributes:
-      limits_ms: Limits by name. `ttft` and `e2e` are defined in `RequestTrace`; `tpot` is the mean time per token after
-        the first, and `itl` the 99th percentile of the request's inter-token latencies.
+`ttft` and `e2e` are defined in `RequestTrace`; `tpot` is the mean time per token after the first, and `itl` the 99th
+percentile of the request's inter-token latencies.
+"""
+
+
+def parse_objective(option: str, words: Sequence[str]) -> Objective:
+    """Parses words such as `ttft:500 itl:50`.
+
+    Raises:
+      SettingsError: The text is not such a list.
     """
+    return dict(_parse_limit(option, word) for text in words for word in text.replace(",", " ").split())
 
-    limits_ms: Mapping[str, float]
 
-    def __str__(self) -> str:
-        return " ".join(f"{name}:{limit:g}" for name, limit in self.limits_ms.items())
-
-    @classmethod
-    def parse(cls, option: str, words: Sequence[str]) -> "Objective | None":
-        """Parses `ttft:500 itl:50`; returns None for an empty list.
-
-        Raises:
-          SettingsError: The text is not such a list.
-        """
-        limits = dict(_parse_limit(option, word) for text in words for word in text.replace(",", " ").split())
-        return cls(limits) if limits else None
-
-    def is_met_by(self, trace: RequestTrace) -> bool:
-        """Returns whether a request succeeded within every limit. An unknown time counts as within its limit."""
-        if trace.failure is not None:
-            return False
-        times = {
-            "ttft": trace.ttft_s,
-            "tpot": trace.tpot_s,
-            "itl": percentile(trace.gaps_s, 99) if trace.gaps_s else None,
-            "e2e": trace.e2e_s,
-        }
-        return all((times[name] or 0.0) * 1e3 <= limit for name, limit in self.limits_ms.items())
+def meets(trace: RequestTrace, objective: Objective) -> bool:
+    """Returns whether a request succeeded within every limit. An unknown time counts as within its limit."""
+    itl_s = percentile(trace.gaps_s, 99) if trace.gaps_s else None
+    times = {"ttft": trace.ttft_s, "tpot": trace.tpot_s, "itl": itl_s, "e2e": trace.e2e_s}
+    is_within = all((times[name] or 0.0) * 1e3 <= limit for name, limit in objective.items())
+    return trace.failure is None and is_within
 
 
 def _parse_limit(option: str, word: str) -> tuple[str, float]:

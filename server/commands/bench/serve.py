@@ -35,16 +35,18 @@ from .report import (
     interruption,
     latencies_ms,
     make_table,
+    meets,
     milliseconds,
     number,
     opening,
+    parse_objective,
     pick,
     progress_bar,
     shown_rate,
     titled,
     write_report,
 )
-from .workload import LengthRange, draw_text, draw_token_ids, parse_rate, poisson_times
+from .workload import draw_text, draw_token_ids, parse_lengths, parse_rate, poisson_times
 
 _PATHS: Final = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
@@ -95,9 +97,9 @@ class Run:
         (self._address,) = server_addresses([options.url], options.api_key, {})
         self._options = options
         self._rate = parse_rate("--request-rate", options.request_rate or "inf")
-        self._input_len = LengthRange.parse("--input-len", options.input_len)
-        self._output_len = LengthRange.parse("--output-len", options.output_len)
-        self._objective = Objective.parse("--goodput", [*(options.goodput or ()), *(options.limits or ())])
+        self._input_len = parse_lengths("--input-len", options.input_len)
+        self._output_len = parse_lengths("--output-len", options.output_len)
+        self._objective = parse_objective("--goodput", [*(options.goodput or ()), *(options.limits or ())])
         self._traces: list[RequestTrace] = []
         self.started_s: float | None = None
         self.server: dict[str, Any] = {"model": options.model, "version": None}
@@ -109,11 +111,9 @@ class Run:
         return {
             **{name: value for name, value in options.items() if name not in ("limits", "json", "timeout")},
             "request_rate": None if self._options.concurrency else rate,
-            "input_len": str(self._input_len),
-            "output_len": str(self._output_len),
             "api_key": self._options.api_key is not None,
             "timeout_s": options["timeout"],
-            "goodput": None if self._objective is None else str(self._objective),
+            "goodput": _shown(self._objective) if self._objective else None,
         }
 
     def title(self) -> str:
@@ -122,7 +122,7 @@ class Run:
         if options.concurrency is not None:
             load = f"{options.concurrency} at a time"
         most = "" if options.ignore_eos else "at most "
-        return f"{self.server['model']}, {load}, {self._input_len} tokens in, {most}{self._output_len} out"
+        return f"{self.server['model']}, {load}, {options.input_len} tokens in, {most}{options.output_len} out"
 
     def result(self) -> dict[str, Any]:
         """Returns all numbers so far."""
@@ -178,7 +178,7 @@ class Run:
 
     def _body(self, rng: random.Random) -> Mapping[str, Any]:
         """Returns the body of one request, with a random prompt and lengths."""
-        options, length, max_tokens = self._options, self._input_len.draw(rng), self._output_len.draw(rng)
+        options, length, max_tokens = self._options, rng.choice(self._input_len), rng.choice(self._output_len)
         body: dict[str, Any] = {
             "model": self.server["model"],
             "max_tokens": max_tokens,
@@ -328,16 +328,14 @@ _TIMES: Final = {
 }
 
 
-def summarize(
-    traces: Sequence[RequestTrace], seconds: float, num_planned: int, objective: Objective | None
-) -> dict[str, Any]:
+def summarize(traces: Sequence[RequestTrace], seconds: float, num_planned: int, objective: Objective) -> dict[str, Any]:
     """Returns all numbers of a result. Rates and times include only successful requests.
 
     Args:
       traces: Traces of the requests that have ended, successful or not.
       seconds: Time from the first request to the end of the last one.
       num_planned: Number of requests of the benchmark.
-      objective: Latency objective; None reports no goodput.
+      objective: Latency objective; an empty one reports no goodput.
     """
     done = [trace for trace in traces if trace.failure is None]
     failures = Counter(trace.failure for trace in traces if trace.failure is not None)
@@ -360,16 +358,20 @@ def summarize(
     }
 
 
-def _goodput(traces: Sequence[RequestTrace], seconds: float, objective: Objective | None) -> Mapping[str, Any] | None:
-    if objective is None:
+def _goodput(traces: Sequence[RequestTrace], seconds: float, objective: Objective) -> Mapping[str, Any] | None:
+    if not objective:
         return None
-    met = sum(objective.is_met_by(trace) for trace in traces)
+    met = sum(meets(trace, objective) for trace in traces)
     return {
-        "objective": str(objective),
+        "objective": _shown(objective),
         "requests": met,
         "share": met / len(traces) if traces else None,
         "requests_per_s": met / seconds,
     }
+
+
+def _shown(objective: Objective) -> str:
+    return " ".join(f"{name}:{limit:g}" for name, limit in objective.items())
 
 
 def tables(title: str, result: Mapping[str, Any], interrupted: bool) -> Group:

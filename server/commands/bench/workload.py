@@ -4,7 +4,6 @@ import math
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ...settings import SettingsError
@@ -35,32 +34,17 @@ def draw_text(num_words: int, rng: random.Random) -> str:
     return " ".join(rng.choices(_WORDS, k=num_words))
 
 
-@dataclass(frozen=True, slots=True)
-class LengthRange:
-    """Uniform distribution of lengths from `low` to `high`, both included."""
+def parse_lengths(option: str, text: str) -> range:
+    """Parses `512`, or `100:900` for any length between, both included.
 
-    low: int
-    high: int
-
-    def __str__(self) -> str:
-        return str(self.low) if self.low == self.high else f"{self.low}:{self.high}"
-
-    @classmethod
-    def parse(cls, option: str, text: str) -> "LengthRange":
-        """Parses `512` or `100:900`.
-
-        Raises:
-          SettingsError: The text is neither.
-        """
-        found = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", text)
-        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= low <= high:
-            raise SettingsError(f"{option} {text!r}: give a length such as 512, or the ends of a range such as 100:900")
-        return cls(low, high)
-
-    def draw(self, rng: random.Random) -> int:
-        """Returns a random length."""
-        return rng.randint(self.low, self.high)
+    Raises:
+      SettingsError: The text is neither.
+    """
+    found = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", text)
+    low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= low <= high:
+        raise SettingsError(f"{option} {text!r}: give a length such as 512, or the ends of a range such as 100:900")
+    return range(low, high + 1)
 
 
 def parse_rate(option: str, text: str) -> float:

@@ -11,7 +11,7 @@ import pytest
 from fake_engine import FakeEngine
 from fake_server import live
 from roost.server.client import Address, Response
-from roost.server.commands.bench.report import Objective, RequestTrace, write_report
+from roost.server.commands.bench.report import RequestTrace, write_report
 from roost.server.commands.bench.serve import Run, StreamRecorder, bench_serve, summarize, tables
 from roost.server.commands.options import ServeBenchOptions
 from roost.server.generation.service import Service
@@ -119,7 +119,7 @@ def trace(end_s: float, failure: str | None = None, output_tokens: int | None = 
 
 def test_rates_count_successful_requests() -> None:
     traces = [trace(1.0), trace(4.0), trace(2.0, "HTTP 500")]
-    result = summarize(traces, 4.0, 12, Objective({"e2e": 2000.0}))
+    result = summarize(traces, 4.0, 12, {"e2e": 2000.0})
     assert result["requests"] == {"planned": 12, "completed": 2, "failed": 1, "unfinished": 9, "without_usage": 0}
     assert (result["requests_per_s"], result["input_tokens_per_s"], result["output_tokens_per_s"]) == (0.5, 5.0, 1.0)
     assert result["goodput"] == {
@@ -131,7 +131,7 @@ def test_rates_count_successful_requests() -> None:
 
 
 def test_tokens_are_unknown_without_usage() -> None:
-    result = summarize([trace(1.0), trace(1.0, output_tokens=None)], 1.0, 12, None)
+    result = summarize([trace(1.0), trace(1.0, output_tokens=None)], 1.0, 12, {})
     assert result["output_tokens_per_s"] is None
     assert result["requests"]["without_usage"] == 1
 
@@ -161,7 +161,7 @@ def test_options_as_json_can_be_read_and_hide_the_key() -> None:
 
 def test_tables_show_brackets_and_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     late = replace(trace(1.0, "HTTP 400: prompt[a] is wrong"), lag_s=0.5)
-    result = summarize([late, trace(1.0, output_tokens=None)], 1.0, 12, None)
+    result = summarize([late, trace(1.0, output_tokens=None)], 1.0, 12, {})
     write_report(tables("a title [bold]", result, interrupted=True), {}, None)
     printed = re.sub(r"\s+", " ", capsys.readouterr().out)
     for words in ("a title [bold]", "1 × HTTP 400: prompt[a] is wrong", "`usage`", "500 ms late", "interrupted"):
