@@ -126,9 +126,6 @@ class ChatBackend(Protocol):
     async def close(self) -> None:
         """Releases the backend's resources."""
 
-    def exit_if_loading(self, status: int) -> None:
-        """Exits the process if `start` was interrupted while loading, since loading cannot be interrupted otherwise."""
-
 
 type ReadLine = Callable[[str], str]
 """Shows a prompt and returns a line without its end. Raises EOFError at the end of the input."""
@@ -145,24 +142,19 @@ def chat(backend: ChatBackend, options: ChatSessionOptions) -> int:
       RoostError: The model cannot be loaded.
     """
     replace_unencodable_characters()
+    is_interactive = sys.stdin.isatty()
     with asyncio.Runner() as runner:
         try:
-            return _run(runner, backend, options)
+            name = runner.run(backend.start())
+            if is_interactive:
+                where = f" on {options.url}" if options.url else ""
+                print_status(printable(f"{name}{where}: /help lists commands, Ctrl-D leaves"))
+            session = Session(runner, backend, line_reader(), is_interactive=is_interactive, system=options.system)
+            return session.run()
+        except KeyboardInterrupt:
+            return INTERRUPTED_STATUS
         finally:
             runner.run(backend.close())
-
-
-def _run(runner: asyncio.Runner, backend: ChatBackend, options: ChatSessionOptions) -> int:
-    try:
-        name = runner.run(backend.start())
-    except KeyboardInterrupt:
-        backend.exit_if_loading(INTERRUPTED_STATUS)
-        return INTERRUPTED_STATUS
-    is_interactive = sys.stdin.isatty()
-    if is_interactive:
-        where = f" on {options.url}" if options.url else ""
-        print_status(printable(f"{name}{where}: /help lists commands, Ctrl-D leaves"))
-    return Session(runner, backend, line_reader(), is_interactive=is_interactive, system=options.system).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +232,7 @@ class Session:
                 self._handle(text)
             except KeyboardInterrupt:
                 if not self._is_interactive:
-                    return INTERRUPTED_STATUS
+                    raise
                 print_status("\n(Ctrl-D leaves)")
             except CommandError as error:
                 if not self._is_interactive:
@@ -308,8 +300,6 @@ class Session:
 
     def _save(self, file: str) -> None:
         reply = self._conversation.reply
-        if not file:
-            raise CommandError("/save: name the file, as in /save boat.state")
         if reply is None or reply.id is None:
             raise CommandError("/save: there is no answer yet")
         data = self._runner.run(self._backend.save(reply))
@@ -321,8 +311,6 @@ class Session:
 
     def _load(self, file: str) -> None:
         """Shows and continues the chat of a state file, which replaces the conversation and its system prompt."""
-        if not file:
-            raise CommandError("/load: name the file, as in /load boat.state")
         try:
             data = Path(file).expanduser().read_bytes()
         except OSError as error:
@@ -380,13 +368,8 @@ def read_message(read_line: ReadLine) -> str | None:
 def line_reader() -> ReadLine:
     """Returns the reader of this process's stdin."""
     if sys.stdin.isatty() and sys.stdout.isatty():
-        return _TerminalLines(history_file())
+        return _TerminalLines(platformdirs.user_state_path("roost", appauthor=False) / "chat_history")
     return _read_plain_line
-
-
-def history_file() -> Path:
-    """Returns the path of the history."""
-    return platformdirs.user_state_path("roost", appauthor=False) / "chat_history"
 
 
 def _read_plain_line(prompt: str) -> str:
@@ -474,9 +457,6 @@ class ServerChat:
 
     async def close(self) -> None:
         await self._client.close()
-
-    def exit_if_loading(self, status: int) -> None:
-        pass
 
     async def _exchange(self, exchange: Awaitable[Response]) -> Response:
         try:

@@ -1,5 +1,6 @@
 """Chat backend of a model in this process."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
 
@@ -10,7 +11,7 @@ from ..llm.outputs import State, state_of
 from ..llm.sampling_params import RequestOutputKind, SamplingParams, python_errors
 from ..settings import load_settings
 from ..tenants import tenant
-from ..terminal.exits import CommandError
+from ..terminal.exits import INTERRUPTED_STATUS, CommandError
 from ..text.chat_format import ChatFormatError, Message
 from .chat import ChatTurn, LoadedState, Reply
 from .options import ChatSessionOptions
@@ -38,7 +39,11 @@ class LocalChat:
 
     async def start(self) -> str:
         with _command_errors():
-            await self._llm.start()
+            try:
+                await self._llm.start()
+            except asyncio.CancelledError:
+                self._llm.exit_if_loading(INTERRUPTED_STATUS)
+                raise
         return self._service.model.id
 
     async def respond(self, messages: Sequence[ChatTurn], reply: Reply, state_id: str | None = None) -> None:
@@ -69,9 +74,6 @@ class LocalChat:
 
     async def close(self) -> None:
         await self._llm.close()
-
-    def exit_if_loading(self, status: int) -> None:
-        self._llm.exit_if_loading(status)
 
 
 @contextmanager
