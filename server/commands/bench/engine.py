@@ -7,7 +7,6 @@ import contextlib
 import random
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -95,9 +94,7 @@ class Driver:
         self.steps: list[MeasuredStep] = []
         self.num_rounds = 0
         self.num_unfinished = 0
-        self._arrived: dict[str, tuple[float, Request]] = {}
-        self._times: dict[str, list[float]] = {}
-        self._tokens: Counter[str] = Counter()
+        self._traces: dict[str, RequestTrace] = {}
         self._prompt_tokens = core.stats.prompt_tokens
         self._prompt_tokens_before = self._prompt_tokens
         self._last_was_prefill = False
@@ -119,8 +116,8 @@ class Driver:
 
     def add(self, request: Request) -> None:
         """Queues a request."""
-        self._arrived[request.id] = (self.clock(), request)
-        self._times[request.id] = []
+        num_tokens = len(request.prompt_token_ids)
+        self._traces[request.id] = RequestTrace(self.clock(), prompt_tokens=num_tokens, output_tokens=0)
         self.num_unfinished += 1
         self._core.add(request)
 
@@ -132,8 +129,9 @@ class Driver:
         for request_id, output in outputs:
             self.num_unfinished -= output.finish_reason is not None
             if output.token_ids:
-                self._times[request_id].append(now)
-                self._tokens[request_id] += len(output.token_ids)
+                trace = self._traces[request_id]
+                trace.token_times_s.append(now)
+                trace.end_s, trace.output_tokens = now, (trace.output_tokens or 0) + len(output.token_ids)
         seconds, waited_s = now - began, self._core.stats.wait_seconds - waited_s
         self._record(seconds, seconds - waited_s, [len(output.token_ids) for _, output in outputs])
 
@@ -150,7 +148,7 @@ class Driver:
 
     def fewest_tokens(self) -> int:
         """Returns the minimum number of tokens over all requests."""
-        return min(self._tokens[request_id] for request_id in self._times)
+        return min(trace.output_tokens or 0 for trace in self._traces.values())
 
     def finish(self) -> None:
         """Steps until all requests have ended."""
@@ -159,7 +157,7 @@ class Driver:
 
     def end(self) -> None:
         """Aborts all requests. The steps that this takes are not recorded."""
-        for request_id in self._times:
+        for request_id in self._traces:
             self._core.abort(request_id)
         while not self._core.is_idle:
             self._core.step()
@@ -167,11 +165,7 @@ class Driver:
 
     def traces(self) -> Sequence[RequestTrace]:
         """Returns the traces of all requests that have a token, whether or not they have ended."""
-        return [self._trace(request_id, times) for request_id, times in self._times.items() if times]
-
-    def _trace(self, request_id: str, times: list[float]) -> RequestTrace:
-        arrived, request = self._arrived[request_id]
-        return RequestTrace(arrived, times, times[-1], len(request.prompt_token_ids), self._tokens[request_id])
+        return [trace for trace in self._traces.values() if trace.token_times_s]
 
 
 def bench_engine(options: EngineBenchOptions) -> int:

@@ -10,7 +10,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -169,7 +169,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestTrace:
     """Times of one request, in seconds of one clock, as a client or the driver of an engine sees them.
 
@@ -184,8 +184,8 @@ class RequestTrace:
     """
 
     sent_s: float
-    token_times_s: Sequence[float]
-    end_s: float
+    token_times_s: list[float] = field(default_factory=list)
+    end_s: float = 0.0
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     last_s: float | None = None

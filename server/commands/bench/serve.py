@@ -255,14 +255,9 @@ class StreamRecorder:
     """
 
     def __init__(self, due_s: float, sent_s: float) -> None:
-        self._due_s = due_s
-        self._sent_s = sent_s
+        self._trace = RequestTrace(sent_s, lag_s=max(0.0, sent_s - due_s))
         self._parser = EventParser()
-        self._times_s: list[float] = []
-        self._last_s: float | None = None
         self._ended_s: float | None = None
-        self._usage: Mapping[str, Any] = {}
-        self._failure: str | None = None
 
     def feed(self, piece: bytes, now: float) -> None:
         """Receives bytes that arrived at `now`."""
@@ -276,45 +271,37 @@ class StreamRecorder:
         """Returns the trace of an exchange that HTTP completed."""
         if response.status != 200:
             return self.fail(http_failure(response), now)
-        if self._failure is None and self._ended_s is None:
+        if self._trace.failure is None and self._ended_s is None:
             return self.fail("the stream ended without [DONE]", now)
-        return self._trace(now)
+        self._trace.end_s = now if self._trace.failure or self._ended_s is None else self._ended_s
+        return self._trace
 
     def fail(self, reason: str, now: float) -> RequestTrace:
         """Returns the trace of an exchange that failed; an error in the stream itself takes precedence."""
-        self._failure = self._failure or reason
-        return self._trace(now)
+        self._trace.failure = self._trace.failure or reason
+        self._trace.end_s = now
+        return self._trace
 
     def _read(self, event: bytes, now: float) -> None:
+        trace = self._trace
         try:
             chunk = orjson.loads(event)
             if chunk.get("choices"):
                 self._read_choice(chunk["choices"][0], now)
-            if chunk.get("usage"):
-                self._usage = chunk["usage"]
+            if usage := chunk.get("usage"):
+                trace.prompt_tokens, trace.output_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
             if "error" in chunk:
-                self._failure = f"error in the stream: {error_message(chunk)}"
+                trace.failure = f"error in the stream: {error_message(chunk)}"
         except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
-            self._failure = "an event of the stream is not a completion chunk"
+            trace.failure = "an event of the stream is not a completion chunk"
 
     def _read_choice(self, choice: Mapping[str, Any], now: float) -> None:
-        delta = choice.get("delta") or choice
+        trace, delta = self._trace, choice.get("delta") or choice
         if choice.get("finish_reason"):
-            self._last_s = now
-        if choice.get("token_ids") or any(delta.get(name) for name in _TEXTS) or (self._last_s and not self._times_s):
-            self._times_s.append(now)
-
-    def _trace(self, now: float) -> RequestTrace:
-        return RequestTrace(
-            sent_s=self._sent_s,
-            token_times_s=self._times_s,
-            end_s=now if self._failure or self._ended_s is None else self._ended_s,
-            prompt_tokens=self._usage.get("prompt_tokens"),
-            output_tokens=self._usage.get("completion_tokens"),
-            last_s=self._last_s,
-            failure=self._failure,
-            lag_s=max(0.0, self._sent_s - self._due_s),
-        )
+            trace.last_s = now
+        has_text = choice.get("token_ids") or any(delta.get(name) for name in _TEXTS)
+        if has_text or (trace.last_s and not trace.token_times_s):
+            trace.token_times_s.append(now)
 
 
 _MAX_LAG_MS: Final = 20.0

@@ -102,7 +102,7 @@ def test_arrivals_that_keep_slots_busy() -> None:
 
 def trace(*times_s: float, failure: str | None = None, output_tokens: int | None = None) -> RequestTrace:
     tokens = len(times_s) if output_tokens is None else output_tokens
-    return RequestTrace(0.0, times_s, 1.0, 3, tokens, failure=failure)
+    return RequestTrace(0.0, list(times_s), 1.0, 3, tokens, failure=failure)
 
 
 def test_times_of_a_request() -> None:

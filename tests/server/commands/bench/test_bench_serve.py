@@ -114,7 +114,7 @@ def test_an_unreachable_server_is_named() -> None:
 
 
 def trace(end_s: float, failure: str | None = None, output_tokens: int | None = 2) -> RequestTrace:
-    return RequestTrace(0.0, (0.1, 0.2), end_s, 10, output_tokens, failure=failure)
+    return RequestTrace(0.0, [0.1, 0.2], end_s, 10, output_tokens, failure=failure)
 
 
 def test_rates_count_successful_requests() -> None:
