@@ -117,7 +117,7 @@ def as_conversation(prompt: Prompt | Conversation) -> Conversation | None:
 
 def conversations_of(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
     """Returns one conversation or several as a list."""
-    is_one = isinstance(messages, str) or isinstance(next(iter(messages), None), Mapping)
+    is_one = isinstance(next(iter(messages), None), Mapping)
     return [cast(Conversation, messages)] if is_one else list(cast(Sequence[Conversation], messages))
 
 
