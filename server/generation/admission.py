@@ -313,35 +313,24 @@ class PreemptibleAdmission(Admission):
 
     While it waits, it releases the bytes that it holds, and then charges all bytes together, so that no waiting work
     blocks another. Few bytes are charged this way, since the work of a tenant takes turns from its first charge to its
-    last. The caller that begins the work limits the bytes that are not parsed.
+    last. The caller that begins the work limits the bytes that are not parsed, and settles and releases it.
 
     Args:
-      turns: Turns of the tenants.
-      work: Counts open work.
+      admissions: Admissions of the server.
       name: See `Admission`.
       is_repeated: See `Admission`.
     """
 
     preemptible = True
 
-    def __init__(
-        self,
-        workers: Workers,
-        kept: ByteBudget,
-        owner: str,
-        turns: TenantLocks,
-        work: PreemptibleWork,
-        name: str = "",
-        *,
-        is_repeated: bool = False,
-    ) -> None:
-        super().__init__(workers, None, kept, owner)
+    def __init__(self, admissions: "Admissions", name: str = "", *, is_repeated: bool = False) -> None:
+        self._budget = admissions.kept_preemptible
+        super().__init__(admissions.workers, None, self._budget, tenant.get())
         self.name = name
         self.is_repeated = is_repeated
-        self._work = work
-        work.add(1)
-        self._budget = kept
-        self._turns = turns
+        self._work = admissions.preemptible
+        self._work.add(1)
+        self._turns = admissions.turns
         self._turn = AsyncExitStack()
 
     async def begin(self) -> None:
@@ -402,6 +391,8 @@ class Admissions:
         but not less than by default.
       max_kept_bytes: Maximum bytes that all work may hold; preemptible work has a separate budget of the same size.
       workers: Threads for long work.
+      kept_preemptible: Budget of preemptible work.
+      turns: Turns of the tenants' preemptible work.
       preemptible: Open preemptible work.
     """
 
@@ -414,25 +405,13 @@ class Admissions:
         self.workers = Workers(tenants)
         self._raw = ByteBudget(_MAX_RAW_BODIES * max_body_bytes, tenants)
         self._kept = ByteBudget(self.max_kept_bytes, tenants)
-        self._kept_preemptible = ByteBudget(self.max_kept_bytes, tenants)  # or it would exhaust the others' budget
-        self._turns = TenantLocks()
+        self.kept_preemptible = ByteBudget(self.max_kept_bytes, tenants)  # or it would exhaust the others' budget
+        self.turns = TenantLocks()
         self.preemptible = PreemptibleWork()
 
     def open(self) -> Admission:
         """Returns an admission for work of the current tenant. The caller must release it."""
         return Admission(self.workers, self._raw, self._kept, tenant.get())
-
-    def open_preemptible(self, name: str = "", *, is_repeated: bool = False) -> PreemptibleAdmission:
-        """Returns an admission for preemptible work of the current tenant. The caller must settle and release it.
-
-        Args:
-          name: See `Admission`.
-          is_repeated: See `Admission`.
-        """
-        budget, work = self._kept_preemptible, self.preemptible
-        return PreemptibleAdmission(
-            self.workers, budget, tenant.get(), self._turns, work, name, is_repeated=is_repeated
-        )
 
     def unbounded(self) -> Admission:
         """Returns an admission for work of the process itself."""

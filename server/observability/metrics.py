@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import Final
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -88,16 +88,11 @@ class Metrics:
         self.reloads = ReloadMetrics(self.registry)
         self.http = HttpMetrics(self.registry)
         ProcessCollector(registry=self.registry)
-        _add_build_info(self.registry)
+        self.registry.register(RowCollector(lambda: _fact_rows(simulated)))
         vllm_labels = None if vllm_model is None else {"model_name": vllm_model, "engine": "0"}
         self.registry.register(RowCollector(lambda: _engine_rows(stats()), vllm_labels))
         if connections is not None:
             self.registry.register(RowCollector(lambda: _connection_rows(connections())))
-        if simulated is not None:
-            gauge = Gauge(
-                "roost_simulated", "1 on a server that simulates its device.", ["device"], registry=self.registry
-            )
-            gauge.labels(simulated).set(1)
         if vllm_labels is not None:
             self.registry.register(_StepTokens(stats, vllm_labels))
         own = RequestMetrics(self.registry, tenants, vllm_labels)
@@ -108,10 +103,14 @@ class Metrics:
         return prometheus_client.generate_latest(self.registry)
 
 
-def _add_build_info(registry: CollectorRegistry) -> None:
+def _fact_rows(simulated: str | None) -> Iterator[Row]:
     versions = {name: importlib.metadata.version(name) for name in ("roost", "jax")}
     facts = {"version": versions["roost"], "jax": versions["jax"], "python": platform.python_version()}
-    Gauge("roost_build_info", "1, with versions as labels.", tuple(facts), registry=registry).labels(**facts).set(1)
+    text = "1, with versions as labels."
+    yield Row(GaugeMetricFamily, "roost_build_info", text, {tuple(facts.values()): 1}, tuple(facts))
+    if simulated is not None:
+        text = "1 on a server that simulates its device."
+        yield Row(GaugeMetricFamily, "roost_simulated", text, {(simulated,): 1}, ("device",))
 
 
 def _engine_rows(stats: EngineStats) -> Iterator[Row]:
@@ -238,23 +237,9 @@ class ReloadMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._successful = Gauge(
-            "roost_config_last_reload_successful",
-            "1 if files of keys and certificates could be loaded when they were last read; 0 if old ones are in use.",
-            registry=registry,
-        )
-        self._time = Gauge(
-            "roost_config_last_reload_success_timestamp_seconds",
-            "Time at which the files of keys and certificates were last loaded, in seconds since 1970.",
-            registry=registry,
-        )
-        self._expiry = Gauge(
-            "roost_certificate_expiry_timestamp_seconds",
-            "Time at which the certificate in use expires, in seconds since 1970.",
-            ["file"],
-            registry=registry,
-        )
+        self._expiries: dict[tuple[str, ...], float] = {}
         self.record(is_successful=True)
+        registry.register(RowCollector(self._rows))
 
     def record(self, *, is_successful: bool) -> None:
         """Records a reload.
@@ -262,13 +247,22 @@ class ReloadMetrics:
         Args:
           is_successful: Whether the current versions of all files are in use.
         """
-        self._successful.set(is_successful)
+        self._is_successful = is_successful
         if is_successful:
-            self._time.set_to_current_time()
+            self._loaded_at = time.time()
 
     def record_certificate(self, file: str, expiry: float) -> None:
         """Records when the new certificate expires, in seconds since 1970."""
-        self._expiry.labels(file).set(expiry)
+        self._expiries[file,] = expiry
+
+    def _rows(self) -> Iterator[Row]:
+        gauge, name = GaugeMetricFamily, "roost_config_last_reload"
+        text = "1 if files of keys and certificates could be loaded when they were last read; 0 if old ones are in use."
+        yield Row(gauge, f"{name}_successful", text, self._is_successful)
+        text = "Time at which the files of keys and certificates were last loaded, in seconds since 1970."
+        yield Row(gauge, f"{name}_success_timestamp_seconds", text, self._loaded_at)
+        text = "Time at which the certificate in use expires, in seconds since 1970."
+        yield Row(gauge, "roost_certificate_expiry_timestamp_seconds", text, self._expiries, ("file",))
 
 
 class ThroughputLog:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from ...engine import SAMPLING_FIELDS, SIMULATED, CheckpointError, EngineConfig, ModelSource
 from .chat_format import ChatFormat
@@ -142,40 +142,22 @@ def _identity(source: ModelSource, config: EngineConfig) -> str:
     return ("model_" if config.simulate is None else f"{SIMULATED}_") + hashlib.sha256(facts.encode()).hexdigest()[:24]
 
 
-class _KnownFields(BaseModel):
-    """Fields in addition to the sampling table. Null keeps the default, as in transformers."""
-
-    model_config = ConfigDict(strict=True)
-
-    do_sample: bool | None = None
-    max_new_tokens: int | None = Field(None, ge=1)
-    eos_token_id: int | list[int] | None = None
-
-    def sampling(self) -> dict[str, Any]:
-        """Returns the sampling fields that the file sets; none with `do_sample: false`, which keeps OpenAI's."""
-        if self.do_sample is False:
-            return {}
-        named = {name: getattr(self, name) for name in _RANGES}
-        return {name: value for name, value in named.items() if value is not None}
-
-    def end_token_ids(self) -> tuple[int, ...]:
-        match self.eos_token_id:
-            case None:
-                return ()
-            case int(token_id):
-                return (token_id,)
-            case token_ids:
-                return tuple(token_ids)
-
-
-_RANGES: Final = {name: row.checkpoint for name, row in SAMPLING_FIELDS.items() if row.checkpoint is not None}
-
 _NUMBERS: Final[dict[str, Any]] = {
-    name: (SAMPLING_FIELDS[name].kind | None, Field(None, **valid.bounds)) for name, valid in _RANGES.items()
+    name: (row.kind | None, Field(None, **row.checkpoint.bounds))
+    for name, row in SAMPLING_FIELDS.items()
+    if row.checkpoint is not None
 }
 """Pydantic fields of the sampling table, such as `(float | None, Field(None, ge=0))`."""
 
-_File: Final = create_model("_File", __base__=_KnownFields, **_NUMBERS)
+_File: Final = create_model(
+    "_File",
+    __config__=ConfigDict(strict=True),
+    do_sample=(bool | None, None),
+    max_new_tokens=(int | None, Field(None, ge=1)),
+    eos_token_id=(int | list[int] | None, None),
+    **_NUMBERS,
+)
+"""Fields of `generation_config.json`. Null keeps the default, as in transformers."""
 
 
 def read_defaults(directory: Path | None, vocab_size: int) -> GenerationDefaults:
@@ -199,11 +181,14 @@ def read_defaults(directory: Path | None, vocab_size: int) -> GenerationDefaults
 
 def _parse(path: Path, content: Mapping[str, Any], vocab_size: int) -> GenerationDefaults:
     try:
-        file = _File.model_validate(content)
+        fields = _File.model_validate(content).model_dump(exclude_none=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise CheckpointError(f"{path}: {first['loc'][0]}: {first['msg']}") from None
-    end_token_ids = file.end_token_ids()
+    end = fields.get("eos_token_id", ())
+    end_token_ids = (end,) if isinstance(end, int) else tuple(end)
     if any(not 0 <= token_id < vocab_size for token_id in end_token_ids):
         raise CheckpointError(f"{path}: eos_token_id: outside the vocabulary of {vocab_size} tokens")
-    return GenerationDefaults(file.sampling(), max_tokens=file.max_new_tokens, end_token_ids=end_token_ids)
+    is_greedy = fields.get("do_sample") is False  # which keeps OpenAI's defaults
+    sampling = {} if is_greedy else {name: fields[name] for name in _NUMBERS if name in fields}
+    return GenerationDefaults(sampling, fields.get("max_new_tokens"), end_token_ids)

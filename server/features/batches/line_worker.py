@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from ...database.group_commit import MAX_WRITE
 from ...errors.kinds import STORE_FULL
 from ...errors.request_errors import BUSY_STATUSES
-from ...generation.admission import Admission, stored_json
+from ...generation.admission import Admission, PreemptibleAdmission, stored_json
 from ...generation.service import Service
 from ...http.in_process import post_json
 from ...schemas.json_limits import LONG_BYTES
@@ -205,7 +205,7 @@ class LineKind(WorkKind[LineClaim]):
         if claim.is_expired and owned.may_be_deadly:
             return error_result(id, leading_custom_id(data), "batch_expired", expired)
         admissions = self._service.admissions
-        own = admissions.open_preemptible(id, is_repeated=claim.lease.fence > 1)
+        own = PreemptibleAdmission(admissions, id, is_repeated=claim.lease.fence > 1)
         try:
             most, is_long = admissions.max_body_bytes, len(data) >= LONG_BYTES
             line = await own.run(lambda: parse_line(data, number, most, own.parse_now), is_long=is_long)

@@ -19,12 +19,12 @@ from roost.server.errors.request_errors import ApiError
 from roost.server.features.anthropic.schemas import MessagesBody
 from roost.server.features.native.generate import GenerateBody
 from roost.server.features.responses.body import ResponseBody
-from roost.server.generation.admission import Admissions, ByteBudget, PreemptibleAdmission, PreemptibleWork, size_of
+from roost.server.generation.admission import Admissions, ByteBudget, PreemptibleAdmission, size_of
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.openai.completions import ChatBody, CompletionBody
 from roost.server.schemas.json_limits import decode_json
-from roost.server.tenants import TenantLocks, Workers
+from roost.server.tenants import tenant
 
 JSON = {"content-type": "application/json"}
 ROOM = 1000
@@ -125,9 +125,10 @@ async def test_a_cancelled_wait_holds_nothing() -> None:
     assert budget.num_bytes == 50
 
 
-async def line_of(budget: ByteBudget, turns: TenantLocks, owner: str, sizes: list[int], ended: list[str]) -> None:
+async def line_of(admissions: Admissions, owner: str, sizes: list[int], ended: list[str]) -> None:
     """Reserves memory step by step, as a line of a batch does."""
-    memory = PreemptibleAdmission(Workers(), budget, owner, turns, PreemptibleWork())
+    tenant.set(owner)  # of this task only
+    memory = PreemptibleAdmission(admissions)
     await memory.begin()
     for size in sizes:
         await memory.keep(size)
@@ -140,18 +141,19 @@ async def line_of(budget: ByteBudget, turns: TenantLocks, owner: str, sizes: lis
 
 async def test_lines_that_wait_for_memory_never_wait_for_each_other() -> None:
     """Each needs most of the memory, and holds a part of it when it asks for the rest."""
-    budget, turns, ended = ByteBudget(100), TenantLocks(), list[str]()
+    admissions, ended = Admissions(), list[str]()
+    admissions.kept_preemptible = ByteBudget(100)
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         for owner in "abcabc":
-            group.create_task(line_of(budget, turns, owner, [30, 60], ended))
+            group.create_task(line_of(admissions, owner, [30, 60], ended))
     assert sorted(ended) == list("aabbcc")
-    assert budget.num_bytes == 0
+    assert admissions.kept_preemptible.num_bytes == 0
 
 
 async def test_lines_take_no_memory_of_requests() -> None:
     """They wait for room, and so would take all of it, whatever a tenant may hold."""
     admissions = Admissions(ROOM, 0, tenants=2)
-    line = admissions.open_preemptible()
+    line = PreemptibleAdmission(admissions)
     await line.keep(admissions.max_kept_bytes)
     request = admissions.open()
     await request.keep(1)

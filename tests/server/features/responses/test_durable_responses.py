@@ -44,6 +44,7 @@ from roost.server.features.responses.checkpointer import Checkpointer
 from roost.server.features.responses.open_responses import OpenResponses, open_responses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.features.responses.response_table import Adoption
+from roost.server.generation.admission import PreemptibleAdmission
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.observability.metrics import Metrics
@@ -1115,7 +1116,7 @@ async def test_a_suspect_waits_for_lines_of_batches(replicas: tuple[Replica, Rep
     await dies_with_all(first, address)
     with database_of(address) as database:
         database.run_now(lambda each: each.execute("UPDATE roost_running SET num_deaths = 1"), writes=True)
-    line = second.service.admissions.open_preemptible()
+    line = PreemptibleAdmission(second.service.admissions)
     await second.adopter.look()
     await until(lambda: second.service.admissions.preemptible.is_barred)
     assert (states_of(address), second.engine.requests) == ({suspect: (2, 0, 0)}, [])

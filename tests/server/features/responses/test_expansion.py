@@ -15,7 +15,7 @@ from roost.server.app import create_app
 from roost.server.features.responses import expansion
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
-from roost.server.generation.admission import admission
+from roost.server.generation.admission import PreemptibleAdmission, admission
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
 from roost.server.http.in_process import post_json
@@ -188,11 +188,11 @@ async def test_what_a_line_of_a_batch_names_counts(
 ) -> None:
     named, app = await kept_item(client), create_app(service, features=features_with(service, responses))
     for count, status in ((4, 413), (2, 200)):
-        own = service.admissions.open_preemptible()
+        own = PreemptibleAdmission(service.admissions)
         body = json.dumps({"input": [named] * count, "max_output_tokens": 1}).encode()
         assert (await post_json(app, "/v1/responses", body, own)).status == status
         own.release()
-    assert service.admissions._kept_preemptible.num_bytes == 0
+    assert service.admissions.kept_preemptible.num_bytes == 0
 
 
 @pytest.mark.parametrize("path", [*PROMPTS, "/v1/conversations", "items", "input_items"])
