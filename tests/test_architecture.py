@@ -152,6 +152,7 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/generation/state_store.py",
             "server/commands/bench/report.py",
             "server/observability/logging.py",
+            "server/observability/metrics.py",
             "server/observability/tracing.py",
         ),
     ),

@@ -1,49 +1,32 @@
 """Metrics of batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from ...observability.request_metrics import Row, Values
 from .batch_table import BatchStatus, BatchTotals
 
 
-class BatchCollector(Collector):
-    """Reads the counts of batches in a database, and of this replica.
+def batch_rows(totals: BatchTotals, num_ended: int, num_given_back: int) -> Iterator[Row]:
+    """Yields the metrics of the batches in a database, and of this replica.
 
     Args:
-      counts: Returns the counts of all replicas, how many lines this replica ended, and how many it gave back because
-        it could not run them.
+      totals: Counts of all replicas.
+      num_ended: Number of lines that this replica ended.
+      num_given_back: Number of lines that this replica gave back because it could not run them.
     """
-
-    def __init__(self, counts: Callable[[], tuple[BatchTotals, int, int]] = lambda: (BatchTotals(), 0, 0)) -> None:
-        self._counts = counts
-
-    def collect(self) -> Iterator[Metric]:
-        totals, num_ended, num_given_back = self._counts()
-        batches = GaugeMetricFamily(
-            "roost_batches", "Batches of all replicas, by status, up to 100,000 each.", labels=["status"]
-        )
-        for status in BatchStatus:
-            batches.add_metric([status.value], totals.batches.get(status.value, 0))
-        yield batches
-        lines = GaugeMetricFamily(
-            "roost_batch_lines",
-            "Lines of batches in progress that have not ended, by state; of at most 100,000 batches.",
-            labels=["state"],
-        )
-        lines.add_metric(["claimed"], totals.running_lines)
-        lines.add_metric(["waiting"], max(totals.waiting_lines - totals.running_lines, 0))
-        yield lines
-        yield GaugeMetricFamily("roost_batch_age_seconds", "Age of the oldest batch in progress.", totals.oldest_s)
-        yield GaugeMetricFamily(
-            "roost_batch_lines_needed_per_second",
-            "Rate at which lines of all replicas must end so that each batch in progress ends in its window.",
-            totals.needed_lines_per_s,
-        )
-        yield CounterMetricFamily("roost_batch_lines_ended", "Lines of batches that this server ended.", num_ended)
-        yield CounterMetricFamily(
-            "roost_batch_lines_given_back",
-            "Lines of batches that this server could not run, and left to be run later.",
-            num_given_back,
-        )
+    gauge, counter = GaugeMetricFamily, CounterMetricFamily
+    text = "Batches of all replicas, by status, up to 100,000 each."
+    by_status: Values = {(status.value,): totals.batches.get(status.value, 0) for status in BatchStatus}
+    yield Row(gauge, "roost_batches", text, by_status, ("status",))
+    text = "Lines of batches in progress that have not ended, by state; of at most 100,000 batches."
+    waiting = max(totals.waiting_lines - totals.running_lines, 0)
+    by_state: Values = {("claimed",): totals.running_lines, ("waiting",): waiting}
+    yield Row(gauge, "roost_batch_lines", text, by_state, ("state",))
+    yield Row(gauge, "roost_batch_age_seconds", "Age of the oldest batch in progress.", totals.oldest_s)
+    text = "Rate at which lines of all replicas must end so that each batch in progress ends in its window."
+    yield Row(gauge, "roost_batch_lines_needed_per_second", text, totals.needed_lines_per_s)
+    yield Row(counter, "roost_batch_lines_ended", "Lines of batches that this server ended.", num_ended)
+    text = "Lines of batches that this server could not run, and left to be run later."
+    yield Row(counter, "roost_batch_lines_given_back", text, num_given_back)

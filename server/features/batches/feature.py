@@ -3,9 +3,10 @@
 from typing import Final
 
 from ...feature import Feature
+from ...observability.request_metrics import RowCollector
 from . import file_routes, routes
-from .batch_table import TABLES
-from .collector import BatchCollector
+from .batch_table import TABLES, BatchTotals
+from .collector import batch_rows
 from .open_batches import open_batches
 
 FEATURE: Final = Feature(
@@ -14,5 +15,5 @@ FEATURE: Final = Feature(
     unlimited_paths=frozenset({file_routes.PATH}),
     tables=TABLES,
     open=open_batches,
-    unused_collectors=lambda: (BatchCollector(),),
+    unused_collectors=lambda: (RowCollector(lambda: batch_rows(BatchTotals(), 0, 0)),),
 )

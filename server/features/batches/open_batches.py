@@ -9,10 +9,11 @@ from starlette.types import ASGIApp
 
 from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
+from ...observability.request_metrics import RowCollector
 from ...storage.worker import Worker
 from .batch_store import BatchStore
 from .batch_table import TABLES, LineClaim
-from .collector import BatchCollector
+from .collector import batch_rows
 from .line_worker import line_worker
 from .settings import BatchesSettings
 
@@ -34,7 +35,7 @@ class OpenBatches(OpenFeature):
 
     def __init__(self, service: Service, store: BatchStore, tenants: int = 1) -> None:
         self.store = store
-        self.collectors = (BatchCollector(lambda: (store.totals, store.num_ended, store.leases.num_refusals)),)
+        self.collectors = (RowCollector(lambda: batch_rows(store.totals, store.num_ended, store.leases.num_refusals)),)
         self.service = service
         self._tenants = tenants
         self._worker: Worker[LineClaim] | None = None

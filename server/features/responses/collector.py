@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from ...observability.request_metrics import Row, Values
 
 
 @dataclass(slots=True)
@@ -41,6 +42,19 @@ class StoreStats:
     checkpoint_seconds: float = 0.0
     checkpoint_errors: int = 0
 
+    def rows(self) -> Iterator[Row]:
+        """Yields the metrics of these counts."""
+        text = "Background responses of all replicas that have not ended, by whether a live replica owns them."
+        owned: Values = {("yes",): self.running - self.orphaned, ("no",): self.orphaned}
+        yield Row(GaugeMetricFamily, "roost_store_responses_running", text, owned, ("owned",))
+        text = "Background responses that this replica owns in the database, though none of its tasks runs them."
+        yield Row(GaugeMetricFamily, "roost_store_responses_unattended", text, self.unattended)
+        text = "Background responses that this replica ended, by status."
+        ended: Values = {(each,): self.ended[each] for each in ("completed", "incomplete", "failed", "cancelled")}
+        yield Row(CounterMetricFamily, "roost_store_responses_ended", text, ended, ("status",))
+        for name, text in _COUNTERS.items():
+            yield Row(CounterMetricFamily, f"roost_store_{name}", text, getattr(self, name))
+
 
 _COUNTERS: Final = {
     "adoptions": "Background responses of other replicas that this one continued.",
@@ -54,34 +68,3 @@ _COUNTERS: Final = {
     "checkpoint_errors": "Checkpoints that could not be written or read.",
 }
 """Counters, by the names of counts."""
-
-
-class StoreCollector(Collector):
-    """Reads the counts of a store of responses in a database."""
-
-    def __init__(self, stats: StoreStats) -> None:
-        self._stats = stats
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._stats
-        running = GaugeMetricFamily(
-            "roost_store_responses_running",
-            "Background responses of all replicas that have not ended, by whether a live replica owns them.",
-            labels=["owned"],
-        )
-        running.add_metric(["yes"], stats.running - stats.orphaned)
-        running.add_metric(["no"], stats.orphaned)
-        yield running
-        yield GaugeMetricFamily(
-            "roost_store_responses_unattended",
-            "Background responses that this replica owns in the database, though none of its tasks runs them.",
-            stats.unattended,
-        )
-        ended = CounterMetricFamily(
-            "roost_store_responses_ended", "Background responses that this replica ended, by status.", labels=["status"]
-        )
-        for status in ("completed", "incomplete", "failed", "cancelled"):
-            ended.add_metric([status], stats.ended[status])
-        yield ended
-        for name, text in _COUNTERS.items():
-            yield CounterMetricFamily(f"roost_store_{name}", text, getattr(stats, name))

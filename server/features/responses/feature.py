@@ -3,8 +3,9 @@
 from typing import Final
 
 from ...feature import Feature
+from ...observability.request_metrics import RowCollector
 from .builder import ResponseEvent
-from .collector import StoreCollector, StoreStats
+from .collector import StoreStats
 from .conversation_routes import router as conversations
 from .open_responses import open_responses
 from .response_table import TABLES
@@ -16,5 +17,5 @@ FEATURE: Final = Feature(
     events=(ResponseEvent,),
     tables=TABLES,
     open=open_responses,
-    unused_collectors=lambda: (StoreCollector(StoreStats()),),
+    unused_collectors=lambda: (RowCollector(StoreStats().rows),),
 )

@@ -9,11 +9,12 @@ from starlette.types import ASGIApp
 
 from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
+from ...observability.request_metrics import RowCollector
 from ...storage.objects import Bounds
 from .adoption import adopter
 from .checkpoint_files import CheckpointFiles
 from .checkpointer import Checkpointer
-from .collector import StoreCollector, StoreStats
+from .collector import StoreStats
 from .response_store import ResponseStore
 from .response_table import TABLES
 from .settings import ResponsesSettings
@@ -47,7 +48,7 @@ class OpenResponses(OpenFeature):
         self.service = service
         self.store = store
         self.facts = {"store": address}
-        self.collectors = (StoreCollector(store.stats),)
+        self.collectors = (RowCollector(store.stats.rows),)
         self.database = store.database if store.is_shared else None
         self._checkpointer = checkpointer
 
