@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from roost.engine import DeviceFacts, EngineConfig, open_model, state_bytes
 from roost.engine.model.config import PRESETS, ModelConfig
-from roost.engine.types.snapshot import SavedState, SavedStateFormat, Snapshot, SnapshotFormat
+from roost.engine.types.snapshot import SavedStateFormat, Snapshot, SnapshotFormat
 from roost.server.commands.options import PlanOptions
 from roost.server.commands.plan import plan
 from roost.server.run.startup_message import summary
+from unpacked_states import saved_state
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -103,6 +104,6 @@ def test_an_exported_file_has_the_state_the_tokens_and_a_header(length: int, kep
     )
     kind = SavedStateFormat("demo", config.vocab_size, snapshot_format)
     window = min(kept, config.window)
-    state = SavedState.of([1] * length, Snapshot(length, (h, conv), (block,) * (window // 64)))
+    state = saved_state([1] * length, Snapshot(length, (h, conv), (block,) * (window // 64)))
     expected = state_bytes(config, 2) - window_bytes(config, 2) * (config.window - window) // config.window + 4 * length
     assert 0 < len(kind.export(state)) - expected < 1500

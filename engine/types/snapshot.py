@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from .config import MAX_TOKENS, PREFILL_BLOCK
 from .errors import StateFileError
-from .host_memory import ID_BYTES, ArrayFormat, HostArray, id_bytes, ids_in
+from .host_memory import ID_BYTES, ArrayFormat, HostArray, ids_in
 
 SCALE_BYTES: Final = 4
 """Bytes of the float32 scale after each key and value in int8."""
@@ -264,18 +264,6 @@ class SavedState:
     salt: str = ""
     tenant: str = ""
     is_imported: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        token_ids: Sequence[int],
-        snapshot: Snapshot | None = None,
-        salt: str = "",
-        tenant: str = "",
-        is_imported: bool = False,
-    ) -> "SavedState":
-        """Returns a saved state of unpacked token ids."""
-        return cls(id_bytes(token_ids), snapshot, salt, tenant, is_imported)
 
     @property
     def num_tokens(self) -> int:

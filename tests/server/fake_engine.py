@@ -33,6 +33,7 @@ from roost.engine import (
 )
 from roost.engine.types.output_constraint import words_of_mask
 from roost.engine.types.snapshot import SnapshotFormat
+from unpacked_states import saved_state
 
 TURNS_PER_TOKEN = 16
 """Turns of the event loop before each token, so that a stream keeps up and sends one event per token."""
@@ -217,7 +218,7 @@ class FakeEngine(AsyncEngine):
         self.num_saving += 1
         await self.gate.wait()
         self.num_saving -= 1
-        return SavedState.of(
+        return saved_state(
             (*request.prompt_token_ids, *self.given.get(request_id, [])[:num_generated]),
             snapshot_of(tuple(request.prompt_token_ids)),
             request.cache_salt,

@@ -11,13 +11,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from roost.engine import RequestSnapshot, RequestSnapshotFormat, SavedState, SavedStateFormat, Snapshot
+from roost.engine import RequestSnapshot, RequestSnapshotFormat, SavedStateFormat, Snapshot
 from roost.engine.devices.platform import PORTABLE
 from roost.engine.model.config import ModelConfig
 from roost.engine.prefix_cache.cache import PrefixKey
 from roost.engine.prefix_cache.disk import DiskTier
 from roost.engine.types.config import EngineConfig
 from roost.engine.worker.served import Devices, Served
+from unpacked_states import saved_state
 
 MODEL = ModelConfig(64, 8, 8, 1, 6, ("recurrent", "attention", "recurrent"), window=128)
 TOKENS = tuple(range(64))
@@ -59,7 +60,7 @@ STATES = {"float32": "2c1e91b896e6a3f8", "bfloat16": "ea7fa7dbaf1e6f9c", "int8":
 @pytest.mark.parametrize("window", FORMATS)
 def test_saved_states(window: str) -> None:
     kind, snapshot = format_in(window), snapshot_in(window)
-    file = kind.export(SavedState.of(TOKENS, snapshot), b"key")
+    file = kind.export(saved_state(TOKENS, snapshot), b"key")
     assert digest(file) == STATES[window]
     loaded = kind.load(file, b"key").snapshot
     assert loaded is not None

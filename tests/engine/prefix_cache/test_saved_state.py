@@ -24,6 +24,7 @@ from roost.engine.model.config import PRESETS
 from roost.engine.scheduling.scheduler import Scheduler
 from roost.engine.types.config import MAX_TOKENS
 from roost.engine.types.snapshot import SnapshotFormat, pack, unpack
+from unpacked_states import saved_state
 
 SLOTS, PLENTY = 4, 10**9
 PROMPT = tuple(np.random.default_rng(3).integers(3, 320, 300).tolist())
@@ -129,7 +130,7 @@ def test_inserted_state_is_a_cached_prefix_of_its_salt(runner: ModelRunner) -> N
     other.insert(state)
     assert ask(other, "b", whole, cache_salt="other")[1] == 0
     assert ask(other, "c", whole) == (ask(make_core(runner), "c", whole)[0], 256)
-    other.insert(SavedState.of(PROMPT))
+    other.insert(saved_state(PROMPT))
 
 
 def test_short_history_has_no_snapshot(runner: ModelRunner) -> None:
@@ -175,7 +176,7 @@ def test_max_file_bytes_is_the_size_of_the_largest_file(runner: ModelRunner) -> 
     snapshot = core.save("a").snapshot
     assert snapshot is not None
     assert snapshot.length >= runner.window
-    file = runner.state_format.export(SavedState.of((5,) * MAX_TOKENS, snapshot), b"sesame")
+    file = runner.state_format.export(saved_state((5,) * MAX_TOKENS, snapshot), b"sesame")
     assert 0 <= runner.state_format.max_file_bytes - len(file) < 20_000
     assert runner.state_format.load(file, b"sesame").snapshot is not None
 
@@ -271,7 +272,7 @@ def test_num_bytes_is_the_memory_of_a_state(num_tokens: int, num_blocks: int) ->
         h, conv = np.zeros((4, 64), np.float32), np.zeros((4, 3, 64), np.float32)
         window = tuple(np.zeros((64, 1, 2, 8), np.float32) for _ in range(num_blocks))
         snapshot = Snapshot(64 * num_blocks, (h, conv), window) if num_blocks else None
-        return SavedState.of([5] * num_tokens, snapshot, "salt", "tenant")
+        return saved_state([5] * num_tokens, snapshot, "salt", "tenant")
 
     make()
     tracemalloc.start()

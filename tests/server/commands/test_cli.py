@@ -17,7 +17,6 @@ from roost.engine import (
     DEVICES,
     CheckpointError,
     EngineConfig,
-    SavedState,
     saved_state_format,
 )
 from roost.server.commands import generate as generate_module
@@ -32,6 +31,7 @@ from roost.server.settings.foreign_names import foreign_flag_hint, foreign_flags
 from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
+from unpacked_states import saved_state
 
 runner = CliRunner()
 
@@ -186,7 +186,7 @@ def test_a_wrong_state_is_named_before_weights_are_loaded(
     monkeypatch.delattr(LocalModel, "start")
     file = tmp_path / "state"
     states = saved_state_format(find_model("demo", ()), EngineConfig())
-    file.write_bytes(change(states.export(SavedState.of([1, 2]))))
+    file.write_bytes(change(states.export(saved_state([1, 2]))))
     env = {"ROOST_STATE_KEY": key} if key else {}
     result = runner.invoke(app, ["generate", model, "hello", "--load-state", str(file)], env=env)
     assert result.exit_code == 2

@@ -5,13 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from roost.engine import SavedState, Snapshot
 from roost.server.generation.state_store import Prefix, StateStore
+from unpacked_states import saved_state
 
 TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=6).map(tuple)
 
 
 def state_of(tokens: tuple[int, ...]) -> SavedState:
     nothing = np.zeros(0, np.float32)
-    return SavedState.of((*tokens, 9), Snapshot(len(tokens), (nothing, nothing), ()))
+    return saved_state((*tokens, 9), Snapshot(len(tokens), (nothing, nothing), ()))
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xy"), TOKENS), max_size=8), TOKENS, st.data())
@@ -37,4 +38,4 @@ def test_longest_is_that_of_a_search_through_all(
 
 
 def test_a_state_without_a_snapshot_has_no_prefix() -> None:
-    assert Prefix.of(SavedState.of((5, 6)), "") is None
+    assert Prefix.of(saved_state((5, 6)), "") is None

@@ -9,12 +9,13 @@ from roost.engine import SavedState, Snapshot
 from roost.server.errors.request_errors import ApiError
 from roost.server.generation import state_store
 from roost.server.generation.state_store import StateStore
+from unpacked_states import saved_state
 
 PLENTY = 2**30
 
 
 def state(num_tokens: int = 1000) -> SavedState:
-    return SavedState.of([5] * num_tokens)
+    return saved_state([5] * num_tokens)
 
 
 def fill(store: StateStore, owner: str, limit: int, each: SavedState) -> int:
@@ -73,7 +74,7 @@ def test_num_bytes_is_the_memory_of_the_states(num_blocks: int, num_tokens: int)
     def make() -> SavedState:
         recurrent = np.zeros((4, 64), np.float32), np.zeros((4, 3, 64), np.float32)
         window = tuple(np.zeros((64, 2, 8), np.float32) for _ in range(num_blocks))
-        return SavedState.of([5] * num_tokens, Snapshot(64, recurrent, window) if window else None)
+        return saved_state([5] * num_tokens, Snapshot(64, recurrent, window) if window else None)
 
     store = StateStore()
     gc.collect()

@@ -13,7 +13,6 @@ from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from client_types import checked, events
 from fake_engine import FakeEngine
 from fake_server import limited, live, make_service, until
-from roost.engine import SavedState
 from roost.server.app import create_app
 from roost.server.constraints.tool_calls import call_text
 from roost.server.errors import kinds
@@ -23,6 +22,7 @@ from roost.server.http import responses
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.text.chat_format import Conversation, ConversationMessage
 from roost.server.text.served_model import ServedModel
+from unpacked_states import saved_state
 
 HI = [{"role": "user", "content": "hi"}]
 ENDLESS: dict[str, Any] = {"messages": HI, "max_tokens": 10**6, "ignore_eos": True}
@@ -55,7 +55,7 @@ async def test_a_whole_message(client: httpx.AsyncClient) -> None:
 
 async def test_a_message_goes_on_from_a_state(client: httpx.AsyncClient, service: Service, engine: FakeEngine) -> None:
     history = await service.prompts.chat(Conversation([ConversationMessage("user", "a")]))
-    state = service.states.keep(SavedState.of([*history.token_ids, 4, 5]), "", 10**6)
+    state = service.states.keep(saved_state([*history.token_ids, 4, 5]), "", 10**6)
     whole = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "ab"}, *HI]
     await created(client, messages=whole)
     await created(client, from_state=state.id)

@@ -9,10 +9,10 @@ import pytest
 from client_types import checked
 from fake_engine import FakeEngine
 from openai.types.responses import CompactedResponse
-from roost.engine import SavedState
 from roost.server.generation.service import Service
 from roost.server.schemas.json_limits import MAX_CONTAINERS
 from roost.server.text.chat_format import Conversation, ConversationMessage
+from unpacked_states import saved_state
 
 TURNS: list[dict[str, Any]] = [
     {"role": "user", "content": "one"},
@@ -137,7 +137,7 @@ async def test_errors(client: httpx.AsyncClient, body: dict[str, Any], said: str
 async def test_what_continues_a_saved_state_is_refused(client: httpx.AsyncClient, service: Service) -> None:
     """Its first messages are only in the state."""
     history = await service.prompts.chat(Conversation([ConversationMessage("user", "a")]))
-    state = service.states.keep(SavedState.of([*history.token_ids, 4, 5]), "", 10**6)
+    state = service.states.keep(saved_state([*history.token_ids, 4, 5]), "", 10**6)
     response = await client.post(
         "/v1/responses/compact", json={"model": "counter", "input": "b", "from_state": state.id}
     )

@@ -28,7 +28,6 @@ from roost.engine import (
     EngineStats,
     Request,
     RequestSnapshotFormat,
-    SavedState,
     TokenOutput,
 )
 from roost.server.app import create_app
@@ -53,6 +52,7 @@ from roost.server.storage.claims import Places
 from roost.server.storage.objects import Bounds
 from roost.server.storage.worker import Worker
 from roost.server.text.served_model import ServedModel
+from unpacked_states import saved_state
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -344,7 +344,7 @@ async def import_state(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> str
     """Returns the id of a state whose file no key vouches for."""
     monkeypatch.setattr(PacedEngine, "stats", EngineStats(slots=4, cache=CacheStats(budget=10**6)))
     tokens = [5 + each % 20 for each in range(70)]
-    file = STATE_FORMAT.export(SavedState.of(tokens, snapshot_of(tokens)))
+    file = STATE_FORMAT.export(saved_state(tokens, snapshot_of(tokens)))
     response = await replica.client.post("/v1/states/import", content=file)
     assert response.status_code == 200, response.text
     return str(response.json()["id"])

@@ -11,12 +11,12 @@ from fake_engine import FakeEngine
 from fake_server import live, make_service, until
 from openai.types.responses import InputTokenCountResponse, Response, ResponseStreamEvent
 from openai.types.responses.response_item_list import ResponseItemList
-from roost.engine import SavedState
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.text.chat_format import Conversation, ConversationMessage
 from roost.server.text.served_model import ServedModel
+from unpacked_states import saved_state
 
 LOGPROBS = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
 
@@ -162,7 +162,7 @@ async def test_a_response_goes_on_from_another(client: httpx.AsyncClient, engine
 async def test_a_response_goes_on_from_a_state(client: httpx.AsyncClient, service: Service, engine: FakeEngine) -> None:
     """So do those after it; the input is what follows the state."""
     history = await service.prompts.chat(Conversation([ConversationMessage("user", "a")]))
-    state = service.states.keep(SavedState.of([*history.token_ids, 4, 5]), "", 10**6)
+    state = service.states.keep(saved_state([*history.token_ids, 4, 5]), "", 10**6)
     first = await created(client, "one", from_state=state.id)
     await created(client, "two", previous_response_id=first.id)
     chat = [

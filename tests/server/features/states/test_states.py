@@ -20,12 +20,13 @@ from roost.server.generation.service import Service
 from roost.server.generation.state_store import StateStore
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.text.tokenizer import Tokenizer
+from unpacked_states import saved_state
 
 LONG = [5 + i % 20 for i in range(150)]
 WHOLE = (*LONG, 15, 16)
 """Prompt and the two tokens of the response."""
 
-FILE = STATE_FORMAT.export(SavedState.of((5, 6)))
+FILE = STATE_FORMAT.export(saved_state((5, 6)))
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +206,7 @@ async def import_file(client: httpx.AsyncClient, file: bytes, **params: str) -> 
 async def test_prompts_find_an_imported_state(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     """The longest that they begin with and the newest of these, by every path, until it is deleted."""
     short, long, again = [
-        await import_file(client, STATE_FORMAT.export(SavedState.of(tokens, snapshot_of(tokens))))
+        await import_file(client, STATE_FORMAT.export(saved_state(tokens, snapshot_of(tokens))))
         for tokens in (WHOLE[:70], WHOLE, WHOLE)
     ]
 
@@ -245,7 +246,7 @@ async def test_a_chat_is_moved_by_its_file(client: httpx.AsyncClient, engine: Fa
 
 async def test_only_its_tenant_and_salt_find_an_imported_state(by_key: httpx.AsyncClient, engine: FakeEngine) -> None:
     """A forged file changes nobody else's answers, nor those with another salt; what it led to stays apart."""
-    await import_file(by_key, STATE_FORMAT.export(SavedState.of(WHOLE, snapshot_of(WHOLE))), cache_salt="mine")
+    await import_file(by_key, STATE_FORMAT.export(saved_state(WHOLE, snapshot_of(WHOLE))), cache_salt="mine")
     await say(by_key, list(WHOLE), cache_salt="mine")
     await say(by_key, list(WHOLE))
     by_key.headers["x-api-key"] = "22"
@@ -261,7 +262,7 @@ async def test_the_shared_cache_takes_what_the_key_vouches_for(
     service: Service, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the signed files of the same engine, as others' states may have other bits."""
-    kind, state = replace(STATE_FORMAT, engine="cpu"), SavedState.of(WHOLE, snapshot_of(WHOLE))
+    kind, state = replace(STATE_FORMAT, engine="cpu"), saved_state(WHOLE, snapshot_of(WHOLE))
     monkeypatch.setattr(FakeEngine, "state_format", kind)
     service = replace(service, state_key=b"sesame", salt_by_key=True)
     async with clients(service) as client:
@@ -324,7 +325,7 @@ async def test_files_on_their_way_are_charged_like_requests(service: Service) ->
         sender = asyncio.create_task(client.post("/v1/states/import", content=slow()))
         await arrived.wait()
         assert (await client.post("/v1/states/import", content=FILE)).status_code == 200
-        stored = service.states.keep(SavedState.of((5,) * (room // 8)), "", 2**30)
+        stored = service.states.keep(saved_state((5,) * (room // 8)), "", 2**30)
         response = await client.post("/v1/states/import", content=bytes(room))
         assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
         assert (await client.get(f"/v1/states/{stored.id}/export")).status_code == 503
@@ -337,7 +338,7 @@ async def test_files_on_their_way_are_charged_like_requests(service: Service) ->
     ("file", "message"),
     [
         (b"nonsense", "the file is no whole state file"),
-        (replace(STATE_FORMAT, model="other").export(SavedState.of((5, 6))), "the file is of another model (other; "),
+        (replace(STATE_FORMAT, model="other").export(saved_state((5, 6))), "the file is of another model (other; "),
     ],
 )
 async def test_files_that_are_refused(client: httpx.AsyncClient, file: bytes, message: str) -> None:
@@ -379,7 +380,7 @@ async def test_with_a_key_only_signed_files_are_taken(service: Service) -> None:
         state = await save(client)
         signed = (await client.get(f"/v1/states/{state['id']}/export")).content
         assert (await client.post("/v1/states/import", content=signed)).status_code == 200
-        for file in (STATE_FORMAT.export(SavedState.of((5, 6))), STATE_FORMAT.export(SavedState.of((5, 6)), b"other")):
+        for file in (STATE_FORMAT.export(saved_state((5, 6))), STATE_FORMAT.export(saved_state((5, 6)), b"other")):
             response = await client.post("/v1/states/import", content=file)
             assert response.status_code == 400
             assert "sign" in response.json()["error"]["message"]
@@ -551,7 +552,7 @@ async def test_a_tenant_saves_one_state_at_a_time(service: Service, engine: Fake
 
 async def test_a_small_request_does_not_ask_for_a_long_history_many_times(service: Service) -> None:
     states = StateStore()
-    stored = states.keep(SavedState.of((5,) * 2**19), "", 2**30)
+    stored = states.keep(saved_state((5,) * 2**19), "", 2**30)
     service = replace(service, states=states)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), base_url="http://roost") as client:
         body = {"from_state": stored.id, "max_tokens": 1}
