@@ -2,10 +2,8 @@
 
     python tools/train_demo.py CORPUS --out DIR --minutes 90
 
-The method is the corpus's RECIPE.md, with the numbers in `Recipe`. Run again after an interruption, the tool continues
-from its last training state (`OUT/training/`, written every few minutes). On two free CPU cores a step of 4,096 tokens
-takes 0.8 s. The model card is `configs/demo/README.md`; `tools/eval_demo.py` writes its
-scores.
+The method is the corpus's RECIPE.md, with the numbers in `Recipe`. On two free CPU cores a step of 4,096 tokens takes
+0.8 s. The model card is `configs/demo/README.md`; `tools/eval_demo.py` writes its scores.
 
 Without help, the model learns to answer from its attention window only and not to keep earlier turns: after 12 million
 tokens it recalled a fact over 100 tokens nearly always, and over 130 hardly ever. With a window of 32 tokens and many
@@ -22,7 +20,7 @@ import lzma
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -37,8 +35,7 @@ from roost.engine.checkpoint.weights import checkpoint_tensors, random_params
 from roost.engine.model.config import ModelConfig, Params, config_to_hf, cycle
 from roost.engine.model.griffin import Griffin, abstract_model
 from roost.engine.model.state import zero_state
-from safetensors import safe_open
-from safetensors.numpy import save, save_file
+from safetensors.numpy import save
 
 PAD_ID, EOS_ID, BOS_ID, UNK_ID = range(4)
 START_OF_TURN: Final = "<start_of_turn>"
@@ -354,42 +351,24 @@ class Mixture:
     Args:
       sources: Documents by the names in the recipe's shares.
       recipe: Shares and the shape of a batch.
-      places: Position to continue from.
-
-    Attributes:
-      places: Next pass and row of each source.
     """
 
-    def __init__(
-        self,
-        sources: Mapping[str, Sequence[Document]],
-        recipe: Recipe,
-        places: Mapping[str, tuple[int, int]],
-    ) -> None:
-        self._sources, self._recipe = sources, recipe
-        self.places = dict.fromkeys(sources, (0, 0)) | dict(places)
-        self._rows = {name: self._pack(name, number) for name, (number, _) in self.places.items()}
+    def __init__(self, sources: Mapping[str, Sequence[Document]], recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._rows = {name: self._passes(name, documents) for name, documents in sources.items()}
 
     def batch(self, step: int, progress: float) -> Rows:
         """Returns the next batch; its sources depend only on the step and the progress."""
         shares = self._recipe.phase(progress).shares
         rng = np.random.default_rng([self._recipe.seed, 1, step])
         drawn = rng.choice(len(shares), self._recipe.rows, p=list(shares.values()))
-        return Rows(*map(np.stack, zip(*(self._next(list(shares)[i]) for i in drawn), strict=True)))
+        return Rows(*map(np.stack, zip(*(next(self._rows[list(shares)[i]]) for i in drawn), strict=True)))
 
-    def _next(self, name: str) -> Rows:
-        number, row = self.places[name]
-        if row == self._rows[name].num_rows:
-            number, row = number + 1, 0
-            self._rows[name] = self._pack(name, number)
-        self.places[name] = (number, row + 1)
-        return Rows(*(x[row] for x in self._rows[name]))
-
-    def _pack(self, name: str, number: int) -> Rows:
-        documents = self._sources[name]
-        rng = np.random.default_rng([self._recipe.seed, 2, *name.encode(), number])
-        rows = pack([documents[i] for i in rng.permutation(len(documents))], self._recipe.length)
-        return rows.take(rng.permutation(rows.num_rows))
+    def _passes(self, name: str, documents: Sequence[Document]) -> Iterator[Rows]:
+        for number in itertools.count():
+            rng = np.random.default_rng([self._recipe.seed, 2, *name.encode(), number])
+            rows = pack([documents[i] for i in rng.permutation(len(documents))], self._recipe.length)
+            yield from (Rows(*(x[row] for x in rows)) for row in rng.permutation(rows.num_rows))
 
 
 # --- the model
@@ -495,38 +474,11 @@ class Trainer:
 
 @dataclass(slots=True)
 class Tally:
-    """Progress: steps, tokens without padding, seconds, and the sources' places (see `Mixture`)."""
+    """Progress: steps, tokens without padding, and seconds."""
 
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    places: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-
-def save_state(path: Path, recipe: Recipe, trained: Trained, tally: Tally) -> None:
-    """Writes the whole training state; an interruption leaves the previous one."""
-    leaves = {f"{i:03}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(trained))}
-    metadata = {"recipe": json.dumps(asdict(recipe)), "tally": json.dumps(asdict(tally))}
-    temporary = path.with_suffix(".tmp")
-    save_file(leaves, temporary, metadata)
-    temporary.replace(path)
-
-
-def load_state(path: Path, recipe: Recipe, like: Trained) -> tuple[Trained, Tally]:
-    """Reads a state written by `save_state`.
-
-    Raises:
-      ValueError: It was written with another recipe.
-    """
-    structure = jax.tree.structure(like)
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata()
-        if metadata["recipe"] != json.dumps(asdict(recipe)):
-            raise ValueError(f"{path}: is the state of another recipe; delete it to begin anew")
-        leaves = [jnp.asarray(file.get_tensor(f"{i:03}")) for i in range(len(jax.tree.leaves(like)))]
-    tally = Tally(**json.loads(metadata["tally"]))
-    tally.places = {name: (number, row) for name, (number, row) in tally.places.items()}
-    return jax.tree.unflatten(structure, leaves), tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -545,26 +497,22 @@ def train(
     trainer: Trainer,
     sources: Mapping[str, Sequence[Document]],
     budget: Budget,
-    state_path: Path,
-    save_every: float = 240.0,
+    print_every: float = 240.0,
 ) -> tuple[Trained, Tally]:
-    """Trains, or continues training, until the budget is spent. Prints its progress with every save.
+    """Trains until the budget is spent, and prints its progress.
 
     Args:
       trainer: The compiled recipe.
       sources: Documents by the names in the recipe's shares.
       budget: Duration.
-      state_path: Path of the training's state.
-      save_every: Seconds between saves.
+      print_every: Seconds between lines of progress.
 
     Raises:
       FloatingPointError: The loss is not finite.
     """
     recipe, trained, tally = trainer.recipe, trainer.start(), Tally()
-    if state_path.exists():
-        trained, tally = load_state(state_path, recipe, trained)
-    mixture = Mixture(sources, recipe, tally.places)
-    last = saved = time.monotonic()
+    mixture = Mixture(sources, recipe)
+    last = printed = time.monotonic()
     while (progress := budget.progress(tally)) < 1.0:
         rows = mixture.batch(tally.steps, progress)
         average_decay = recipe.average_decay if progress >= recipe.average_from else 0.0
@@ -577,13 +525,10 @@ def train(
         tally.steps += 1
         tally.tokens += int((rows.positions >= 0).sum())
         tally.seconds += now - last
-        tally.places = dict(mixture.places)
         last = now
-        if now - saved > save_every:
-            saved = now
-            save_state(state_path, recipe, trained, tally)
+        if now - printed > print_every:
+            printed = now
             print(f"{progress:6.1%} step {tally.steps}, {tally.tokens / 1e6:.2f} M tokens, loss {loss:.3f}", flush=True)
-    save_state(state_path, recipe, trained, tally)
     return trained, tally
 
 
@@ -656,8 +601,7 @@ def run(recipe: Recipe, corpus: Path, out: Path, budget: Budget) -> None:
         read_rows(corpus / f"{name}.jsonl.xz")
         for name in ("tinystories-train", "chat-train", "ccby-stories", "tinystories-val", "chat-val")
     )
-    state_path = out / "training" / "state.safetensors"
-    state_path.parent.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     if not (out / "tokenizer.model").exists():
         text = tokenizer_text(stories, dialogues, recipe.seed)
         train_tokenizer(text, recipe.vocab_size, out / "tokenizer.model")
@@ -676,7 +620,7 @@ def run(recipe: Recipe, corpus: Path, out: Path, budget: Budget) -> None:
         ),
     }
     trainer = Trainer(recipe)
-    trained, tally = train(trainer, sources, budget, state_path)
+    trained, tally = train(trainer, sources, budget)
     export(out, recipe, trained.average, encoder.end_of_turn)
     stored = jax.tree.map(lambda p: p.astype(jnp.float32), rounded(trained.average))
     for name, rows in validation.items():
