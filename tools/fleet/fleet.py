@@ -1,16 +1,15 @@
-"""Measures a fleet of simulated replicas behind real proxies, and simulates one of up to 10,000.
+"""Measures a fleet of simulated replicas behind HAProxy, and simulates one of up to 256.
 
     python tools/fleet/fleet.py --json benchmarks/fleet.json --results benchmarks/fleet.md [--only servers model]
 
-"servers" takes less than eight minutes, with nginx and HAProxy where they are installed (on Debian, apt-get install
-nginx haproxy). Every replica is a `roost serve --simulate` process, at a pace that leaves more than half of two cores
-idle:
+"servers" takes less than eight minutes, with HAProxy where it is installed (on Debian, apt-get install haproxy). Every
+replica is a `roost serve --simulate` process, at a pace that leaves more than half of two cores idle:
 
 - the model of a replica against 1, 4 and 16 servers, with the same requests;
 - routing: random, by connections, by a hash of the prefix, and by the scores of the Gateway API Inference Extension's
   endpoint picker over the servers' metrics;
 - a replica that is killed, one that drains, and a rolling update, behind HAProxy;
-- more load than fits: 429 and what clients and proxies do about it.
+- more load than fits: 429 and what clients and HAProxy do about it.
 
 "model" takes about five minutes on one core, and no particular quiet: a simulation by discrete events, whose results
 don't depend on the machine. A run keeps the other part of the file.
@@ -44,7 +43,7 @@ from fleet_model import (
     steady,
 )
 from fleet_page import NEVER_S, page, picture_of
-from fleet_servers import BALANCES, Run, Server, find_program, proxying, run_load, serving
+from fleet_servers import BALANCES, Run, Server, find_haproxy, proxying, run_load, serving
 from results_page import commit
 from roost.engine.planning.replicas import Arrival, Chip
 from roost.server.commands.bench.report import opening
@@ -111,7 +110,7 @@ def measure_servers(seconds: float) -> dict[str, Any]:
         for server in servers[4:]:
             server.end(SIGKILL)
         results["routing"] = list(measure_routing(servers[:4], seconds))
-        results["faults"] = [] if find_program("haproxy") is None else list(measure_faults(servers[:4], seconds))
+        results["faults"] = [] if find_haproxy() is None else list(measure_faults(servers[:4], seconds))
     with serving(2, small_queue(CHIP), CACHE_GIB) as servers:
         results["overload"] = list(measure_overload(servers, seconds))
     return results
@@ -191,15 +190,11 @@ def summary_of(ttft_s: Sequence[float], e2e_s: Sequence[float]) -> dict[str, flo
 def measure_routing(servers: Sequence[Server], seconds: float) -> Any:
     """Yields a result for each way of choosing a replica, with the same requests and prefixes of its own."""
     load = steady(LOAD, offered(len(servers)), seconds + WARM_S, seed=7)
-    ways = [
-        (name, way) for name in ("nginx", "haproxy") if find_program(name) for way in BALANCES if name in BALANCES[way]
-    ]
-    ways = [way for way in ways if way != ("nginx", "random")]
-    for salt, (name, balance) in enumerate(ways):
-        say(f"routing: {name}, {balance}")
-        with proxying(name, servers, balance) as proxy:
+    for salt, balance in enumerate(BALANCES if find_haproxy() else ()):
+        say(f"routing: {balance}")
+        with proxying(servers, balance) as proxy:
             run = run_load(servers, LOAD, load, proxy=proxy, salt=salt)
-        yield {"by": name, "way": balance, **of_run(run)}
+        yield {"by": "haproxy", "way": balance, **of_run(run)}
     say("routing: scores")
     run = run_load(servers, LOAD, load, picks="scores", salt=99)
     yield {"by": "clients", "way": "scores of the endpoint picker", **of_run(run)}
@@ -234,7 +229,7 @@ def measure_faults(servers: Sequence[Server], seconds: float) -> Any:
         lasts_s = UPDATE_S if scene is updated else SHORT * seconds
         load = steady(LOAD, offered(len(servers), 0.5), lasts_s + WARM_S, seed=8)
         started = time.perf_counter()
-        with proxying("haproxy", servers, "least connections") as proxy:
+        with proxying(servers, "least connections") as proxy:
             run = run_load(servers, LOAD, load, proxy=proxy, salt=200 + salt, beside=scene)
         took = time.perf_counter() - started
         yield {"what": name, "seconds": took, "failures": dict(run.failures), **of_run(run)}
@@ -256,16 +251,11 @@ def measure_overload(servers: Sequence[Server], seconds: float) -> Any:
         say(f"overload: {name}")
         run = run_load(servers, LOAD, load, picks="in turn", salt=300 + salt, **behaviour)
         yield {"what": name, "failures": dict(run.failures), **of_run(run)}
-    proxies = {
-        "nginx": "nginx tries the other replica once",
-        "haproxy": "HAProxy tries any replica up to three times more",
-    }
-    for salt, (name, title) in enumerate(proxies.items()):
-        if find_program(name) is None:
-            continue
+    if find_haproxy():
+        title = "HAProxy tries any replica up to three times more"
         say(f"overload: {title}")
-        with proxying(name, servers, "random", retries="429") as proxy:
-            run = run_load(servers, LOAD, load, proxy=proxy, salt=310 + salt)
+        with proxying(servers, "random", "conn-failure empty-response 429") as proxy:
+            run = run_load(servers, LOAD, load, proxy=proxy, salt=310)
         yield {"what": title, "failures": dict(run.failures), **of_run(run)}
 
 
@@ -277,7 +267,6 @@ def simulate(_: float) -> dict[str, Any]:
     return {
         "cached_prefixes": MODEL_CHIP.cached_prefixes,
         "need": list(simulate_need()),
-        "largest": list(simulate_largest()),
         "hot": list(simulate_hot()),
         "scaling": list(simulate_scaling()),
         "spot": list(simulate_spot()),
@@ -292,7 +281,6 @@ ROUTERS: Final[Mapping[str, Callable[[], Router]]] = {
     "scores of the endpoint picker": Picker,
 }
 SIZES: Final = (1, 4, 16, 64, 256)
-LARGEST: Final = 10_000
 
 
 def workload_of(replicas: int, hot_share: float = 0.0) -> Workload:
@@ -329,16 +317,6 @@ def simulate_need() -> Any:
             each = low * capacity(MODEL_CHIP, LOAD, 1.0)
             say(f"model: {name}, {size}: {each:.2f} requests/s for each replica")
             yield {"router": name, "replicas": size, "use": low, "requests_per_s": each}
-
-
-def simulate_largest() -> Any:
-    """Yields how 10,000 replicas fare at the same use."""
-    for name, router in ROUTERS.items():
-        started = time.process_time()
-        outcome = simulated(LARGEST, workload_of(LARGEST), router(), USE, 12.0)
-        fared = settled(outcome, 6.0)
-        say(f"model: {name}, {LARGEST}: {fared}, {time.process_time() - started:.0f} s")
-        yield {"router": name, "replicas": LARGEST, "use": USE, "requests": len(outcome.jobs), **fared}
 
 
 def simulate_hot() -> Any:

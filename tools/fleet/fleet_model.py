@@ -1,4 +1,4 @@
-"""Simulates a fleet of replicas by discrete events, up to 10,000 of them, and its load; see fleet.py.
+"""Simulates a fleet of replicas by discrete events, and its load; see fleet.py.
 
 A replica is that of `roost plan --load`; routers, clients, the autoscaler and the cloud are added here. Servers get the
 same requests.

@@ -103,20 +103,6 @@ def _of_model(part: Mapping[str, Any]) -> Iterator[str]:
     yield "### How many replicas a load needs"
     yield paragraph("Requests per second of each replica at which 99 % of the first tokens come within a second.")
     yield _matrix(results["need"], "router", "replicas", "requests_per_s", "{:,}", "{:.2f}")
-    yield "10,000 replicas at 70 %:"
-    yield table(
-        ["", "requests", "hits", "first token p50", "p99", "given up"],
-        [
-            [
-                each["router"],
-                f"{each['requests']:,}",
-                _percent(each["hits"]),
-                *_seconds(each, "ttft_p50_s", "ttft_p99_s"),
-                _percent(each["failed"]),
-            ]
-            for each in results["largest"]
-        ],
-    )
     yield "### What fails first"
     yield "First tokens (p99, s) of 100 replicas at 70 %, by the share of requests that one prefix has on top:"
     yield _matrix(results["hot"], "router", "share", "ttft_p99_s", "{:.0%}", "{:,.2f}")

@@ -145,63 +145,21 @@ def serving(count: int, chip: Chip, cache_gib: float, options: Sequence[str] = (
 # --- proxies
 
 
-BALANCES: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
-    "random": {"nginx": ["random;"], "haproxy": ["balance random(1)"]},
-    "least connections": {"nginx": ["least_conn;"], "haproxy": ["balance leastconn"]},
-    "hash of the prefix": {
-        "nginx": [f"hash $http_{KEY_HEADER.replace('-', '_')} consistent;"],
-        "haproxy": [f"balance hdr({KEY_HEADER})", "hash-type consistent"],
-    },
-    "hash, bounded load": {
-        "haproxy": [f"balance hdr({KEY_HEADER})", "hash-type consistent", "hash-balance-factor 125"]
-    },
+BALANCES: Final[Mapping[str, Sequence[str]]] = {
+    "random": ["balance random(1)"],
+    "least connections": ["balance leastconn"],
+    "hash of the prefix": [f"balance hdr({KEY_HEADER})", "hash-type consistent"],
+    "hash, bounded load": [f"balance hdr({KEY_HEADER})", "hash-type consistent", "hash-balance-factor 125"],
 }
-"""Ways to choose a replica, and the lines of each proxy's configuration that has the way."""
+"""Ways to choose a replica, and the lines of HAProxy's configuration."""
 
 
-def find_program(name: str) -> str | None:
-    """Returns the path of a program, also where only root's PATH has it."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+def find_haproxy() -> str | None:
+    """Returns the path of HAProxy, also where only root's PATH has it."""
+    return shutil.which("haproxy", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
 
 
-def nginx_config(folder: Path, port: int, servers: Sequence[Server], balance: Sequence[str], retries: str) -> str:
-    """Returns a configuration of nginx.
-
-    Args:
-      retries: Failures after which the next server gets the request, as in `proxy_next_upstream`.
-    """
-    upstream = "\n".join([*balance, *(f"server 127.0.0.1:{each.port} max_fails=0;" for each in servers)])
-    paths = "\n".join(
-        f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    return f"""\
-daemon off;
-worker_processes 1;
-pid {folder}/pid;
-error_log /dev/null;
-events {{ worker_connections 4096; }}
-http {{
-access_log off;
-{paths}
-upstream fleet {{
-{upstream}
-keepalive 256;
-}}
-server {{
-listen 127.0.0.1:{port};
-location / {{
-proxy_pass http://fleet;
-proxy_http_version 1.1;
-proxy_set_header Connection "";
-proxy_next_upstream {retries};
-client_max_body_size 4m;
-}}
-}}
-}}
-"""
-
-
-def haproxy_config(folder: Path, port: int, servers: Sequence[Server], balance: Sequence[str], retries: str) -> str:
+def haproxy_config(port: int, servers: Sequence[Server], balance: Sequence[str], retries: str) -> str:
     """Returns a configuration of HAProxy, which asks the servers every 0.2 s whether they are ready.
 
     Args:
@@ -249,31 +207,20 @@ class Proxy:
         return sum(sum(cpu_seconds(pid)) for pid in self.pids)
 
 
-_RETRIES: Final = {
-    "nginx": {"connections": "error timeout", "429": "error timeout http_429 non_idempotent"},
-    "haproxy": {"connections": "conn-failure empty-response", "429": "conn-failure empty-response 429"},
-}
-
-
 @contextmanager
-def proxying(name: str, servers: Sequence[Server], balance: str, retries: str = "connections") -> Iterator[Proxy]:
-    """Yields a proxy in front of servers.
+def proxying(servers: Sequence[Server], balance: str, retries: str = "conn-failure empty-response") -> Iterator[Proxy]:
+    """Yields HAProxy in front of servers.
 
     Args:
-      name: nginx or haproxy.
-      balance: One of `BALANCES` that the proxy has.
-      retries: connections, or 429 too.
+      balance: One of `BALANCES`.
+      retries: Failures after which another server gets the request.
     """
-    program, port = find_program(name), free_port()
+    program, port = find_haproxy(), free_port()
     assert program is not None
-    with tempfile.TemporaryDirectory() as path:
-        folder = Path(path)
-        lines = BALANCES[balance][name]
-        make = nginx_config if name == "nginx" else haproxy_config
-        config = folder / "config"
-        config.write_text(make(folder, port, servers, lines, _RETRIES[name][retries]))
-        rest = ["-p", path, "-e", "stderr", "-c", str(config)] if name == "nginx" else ["-db", "-f", str(config)]
-        with tempfile.TemporaryFile("w+") as log, subprocess.Popen([program, *rest], stdout=log, stderr=log) as process:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
+        config = Path(folder) / "config"
+        config.write_text(haproxy_config(port, servers, BALANCES[balance], retries))
+        with subprocess.Popen([program, "-db", "-f", str(config)], stdout=log, stderr=log) as process:
             try:
                 _wait_until_listening(process, port, log)
                 yield Proxy(f"http://127.0.0.1:{port}", [process.pid, *_children(process.pid)])

@@ -207,25 +207,23 @@ def test_the_page_has_every_table_and_the_picture_is_svg() -> None:
         "cached_prefixes": 20,
         "resident_mb": 150.0,
         "calibration": [{"replicas": 4, "cpu_share": 0.3, "servers": seen, "model": {**seen, "ttft_mean_s": 0.19}}],
-        "routing": [{"by": "nginx", "way": "random", **seen}],
+        "routing": [{"by": "haproxy", "way": "random", **seen}],
         "faults": [{"what": "one killed", **seen}],
         "overload": [{"what": "clients wait", **seen}],
     }
     of_model: dict[str, Any] = {
         "cached_prefixes": 18,
         "need": [{"router": r, "replicas": n, "requests_per_s": 4.0} for r in routers for n in (1, 4)],
-        "largest": [{"router": r, "requests": 1_000_000, **fared} for r in routers],
         "hot": [{"router": r, "share": s, **fared} for r in routers for s in (0.0, 0.2)],
         "scaling": [{"target": t, "start_s": s, **fared} for t in (0.5, 0.7) for s in (5.0, 60.0)],
         "spot": [{"notice_s": n, "per_hour": h, "cut": 0.01, **fared} for n in (0.0, 30.0) for h in (0.0, 1.0)],
     }
     page = fleet_page.page({"servers": {**facts, "results": of_servers}, "model": {**facts, "results": of_model}})
     assert "| | model ÷ servers | 1.00 | 0.95 | 1.00 | 1.00 |  |  |".replace("| |", "|  |") in page
-    assert "| nginx | random | 99.5 % | 0.100 | 2.500 | 3.000 |" in page
+    assert "| haproxy | random | 99.5 % | 0.100 | 2.500 | 3.000 |" in page
     assert "| one killed | 200 | 99.5 % | 1 | 2.500 |" in page
     assert "| clients wait | 200 | 99.5 % | 1.50 | 2.500 |" in page
     assert "| 0.7 | 2.50 | 2.50 |" in page
-    assert "| a | 1,000,000 | 50 % | 0.100 | 2.500 | 0 % |" in page
     never = [{**each, "ttft_p99_s": 999.0} for each in of_model["scaling"]]
     without = fleet_page.page({"model": {**facts, "results": {**of_model, "scaling": never}}})
     assert "| 0.5 | given up | given up |" in without
