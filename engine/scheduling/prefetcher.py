@@ -46,14 +46,14 @@ class Prefetcher:
 
     Args:
       queue: Requests without a slot.
-      cache: The prefix cache, whose tier on disk limits the number of searches; without either, there are none.
+      cache: A prefix cache with a tier on disk, which limits the number of searches.
     """
 
-    def __init__(self, queue: WaitingQueue, cache: PrefixCache | None) -> None:
+    def __init__(self, queue: WaitingQueue, cache: PrefixCache) -> None:
         self.is_planned = True
         self._queue = queue
         self._cache = cache
-        self._max_fetches = 0 if cache is None else cache.max_fetches
+        self._max_fetches = cache.max_fetches
         self._queued: dict[str, Fetch] = {}
         self._running: dict[Fetch, None] = {}
         self._done: dict[str, Fetch] = {}
@@ -68,7 +68,7 @@ class Prefetcher:
 
     def offer(self, request: Request) -> None:
         """Holds a newly queued request, if the disk may have a longer prefix of its prompt than memory."""
-        if not self._max_fetches or self._is_stuck or request.params.prompt_logprobs is not None:
+        if self._is_stuck or request.params.prompt_logprobs is not None:
             return
         parent = request.fork_of
         if parent is not None and parent in self._queue.waiting:  # the parent prefills the prompt for both
@@ -138,7 +138,6 @@ class Prefetcher:
 
     def _needs_search(self, fetch: Fetch) -> bool:
         """Returns whether the disk may have a longer prefix than memory has now."""
-        assert self._cache is not None
         state = fetch.request.state
         fetch.above = max(self._cache.matched_length(fetch.key), 0 if state is None else state.length)
         return fetch.above < len(fetch.key)

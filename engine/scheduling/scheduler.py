@@ -95,9 +95,10 @@ class Scheduler:
         self.slots = SlotPool(slots, limits.slot_order or None)
         self.cache = cache
         self.queue = WaitingQueue(max_queue, max_queue_tokens, tenants)
-        self._prefetcher = Prefetcher(self.queue, cache)
+        self._prefetcher = Prefetcher(self.queue, cache) if cache is not None and cache.max_fetches else None
+        take_fetch = None if self._prefetcher is None else self._prefetcher.take
         self._assignment = SlotAssignment(
-            self.slots, self.queue, cache, self._prefetcher.take, mask_words=limits.mask_words, reserved=reserved_slots
+            self.slots, self.queue, cache, take_fetch, mask_words=limits.mask_words, reserved=reserved_slots
         )
         self.running = self._assignment.running
         self._times = StepTimes(limits)
@@ -131,7 +132,9 @@ class Scheduler:
             return None
         if not any(self._waiting):
             return math.inf
-        if not self._prefetcher.is_planned or self.queue.num_held < sum(map(len, self._waiting)):
+        if self._prefetcher is None or not self._prefetcher.is_planned:
+            return None
+        if self.queue.num_held < sum(map(len, self._waiting)):
             return None
         return min(self._next_end, self._prefetcher.timeout)
 
@@ -153,7 +156,7 @@ class Scheduler:
             self.preemption.add(request)
         else:
             self._assignment.add(request, now)
-            if self._assignment.parent_of(request) is None:
+            if self._prefetcher is not None and self._assignment.parent_of(request) is None:
                 self._prefetcher.offer(request)
         self._next_end = min(self._next_end, request.start_by, request.deadline)
 
@@ -166,11 +169,13 @@ class Scheduler:
         if request_id in self.running:
             self._release(self.running[request_id])
             return True
-        self._prefetcher.take(request_id)
+        if self._prefetcher is not None:
+            self._prefetcher.take(request_id)
         return self.queue.remove(request_id) or self.preemption.waiting.pop(request_id, None) is not None
 
     def commit_fetch(self, fetch: Fetch, found: Snapshot | None) -> None:
         """Records the result of a search on disk. Its request may then get a slot."""
+        assert self._prefetcher is not None
         self._prefetcher.commit(fetch, found)
 
     def schedule(self, now: float) -> Plan:
@@ -181,7 +186,7 @@ class Scheduler:
         """
         self._now = now
         failed = [] if now < self._next_end else self._end_expired(now)
-        fetches = self._prefetcher.plan(now)
+        fetches = () if self._prefetcher is None else self._prefetcher.plan(now)
         precedence = self.preemption if self.preemption.waiting or self.preemption.running else None
         if precedence is None:
             self._assignment.assign(now)
