@@ -23,12 +23,6 @@ _VALUES_AT_A_TIME: Final = 8
 _MAX_PASSES: Final = 8
 """Maximum number of times that all definitions are searched for values that end."""
 
-_BOUNDS: Final = (
-    ("maxLength", "minLength", frozenset({"string"})),
-    ("maxItems", "minItems", frozenset({"array"})),
-    ("maximum", "minimum", frozenset({"integer", "number"})),
-)
-
 _MAPS: Final = ("properties", "patternProperties")
 
 _OTHERS: Final = ("allOf", "anyOf", "prefixItems", "items", "additionalItems", "additionalProperties")
@@ -115,10 +109,7 @@ class Facts:
             return True
         ones, others = list(self._parts(one, depth)), list(self._parts(other, depth))
         of_one, of_other = self._types(ones), self._types(others)
-        types = of_one & of_other
-        if not types or self._differ(ones, others):
-            return True
-        if any(_is_before(*pair, types) for a in ones for b in others for pair in ((a, b), (b, a))):
+        if not of_one & of_other or self._differ(ones, others):
             return True
         if {"object"} == of_one == of_other and self._differ_in_a_property(ones, others, depth):
             return True
@@ -234,15 +225,6 @@ def _named(node: Mapping[str, Any], name: str) -> Any:
     if isinstance(properties := node.get("properties"), dict) and name in properties:
         return properties[name]
     return not is_closed(node)
-
-
-def _is_before(one: Mapping[str, Any], other: Mapping[str, Any], types: frozenset[str]) -> bool:
-    """Returns whether an upper limit of one schema is below a lower limit of the other, for the only type of both."""
-    for upper, lower, limited in _BOUNDS:
-        high, low = one.get(upper), other.get(lower)
-        if types <= limited and isinstance(high, int | float) and isinstance(low, int | float) and high < low:
-            return True
-    return False
 
 
 def _properties(parts: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
