@@ -3,7 +3,7 @@
 import importlib.metadata
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -129,15 +129,14 @@ _LONG: Final = " ".join([TEXT] * 6)
 
 def demo(options: ReportOptions) -> Mapping[str, Any]:
     """Returns the checks: a text with the number of differences, and whether the check passed."""
-    found: dict[str, Any] = {}
     say_step("float32")
     with LLM(DEMO, without_kernels=options.without_kernels, slots=_SLOTS, dtype="float32") as llm:
-        found |= _compared(orjson.loads(VALUES.read_bytes()), values_of(llm))
+        checks = _compared(orjson.loads(VALUES.read_bytes()), values_of(llm))
     say_step("as served")
     with LLM(DEMO, without_kernels=options.without_kernels, slots=_SLOTS) as llm:
-        found |= {"batch": _batch(llm), "prefix hit": _prefix_hit(llm), "saved state": _saved_state(llm)}
-    wrong = [f"{name}: {check['found']}" for name, check in found.items() if not check["is_right"]]
-    return {"checks": [{"check": name, **check} for name, check in found.items()], "problems": wrong}
+        checks += [_batch(llm), _prefix_hit(llm), _saved_state(llm)]
+    wrong = [f"{each['check']}: {each['found']}" for each in checks if not each["is_right"]]
+    return {"checks": checks, "problems": wrong}
 
 
 def values_of(llm: LLM) -> Mapping[str, Any]:
@@ -150,33 +149,29 @@ def values_of(llm: LLM) -> Mapping[str, Any]:
     return {"logprobs": logprobs, "tokens": [list(each.outputs[0].token_ids) for each in greedy]}
 
 
-def _compared(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> Mapping[str, Any]:
+def _compared(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     pairs = zip(expected["logprobs"], actual["logprobs"], strict=True)
     error = max(abs(one - other) for one, other in pairs)
-    same = sum(one == other for one, other in zip(expected["tokens"], actual["tokens"], strict=True))
-    return {
-        "log-probabilities": _verdict(
-            f"at most {error:.1e} from the values that come with Roost, allowed are {_LOGPROB_ERROR:.0e}",
-            error <= _LOGPROB_ERROR,
-        ),
-        "greedy tokens": _verdict(
-            f"{same} of {len(PROMPTS)} answers are those that come with Roost", same == len(PROMPTS)
-        ),
-    }
+    text = f"at most {error:.1e} from the values that come with Roost, allowed are {_LOGPROB_ERROR:.0e}"
+    return [
+        _verdict("log-probabilities", text, error <= _LOGPROB_ERROR),
+        _equality("greedy tokens", "answers and those that come with Roost", expected["tokens"], actual["tokens"]),
+    ]
 
 
 def _batch(llm: LLM) -> Mapping[str, Any]:
     params = [_drawn(seed) for seed in range(len(PROMPTS))]
     together = llm.generate(list(PROMPTS), params, use_tqdm=False)
     alone = [llm.generate([prompt], own, use_tqdm=False)[0] for prompt, own in zip(PROMPTS, params, strict=True)]
-    return _equal("requests in a batch and alone", alone, together)
+    return _equality("batch", "requests in a batch and alone", map(_bits, alone), map(_bits, together))
 
 
 def _prefix_hit(llm: LLM) -> Mapping[str, Any]:
     cold, hit = (llm.generate([_LONG], _drawn(1), use_tqdm=False)[0] for _ in range(2))
     if not hit.num_cached_tokens:
-        return _verdict("the second request found nothing in the prefix cache", False)
-    return _equal(f"a request without the cache and one with {hit.num_cached_tokens} cached tokens", [cold], [hit])
+        return _verdict("prefix hit", "the second request found nothing in the prefix cache", False)
+    what = f"a request without the cache and one with {hit.num_cached_tokens} cached tokens"
+    return _equality("prefix hit", what, [_bits(cold)], [_bits(hit)])
 
 
 def _saved_state(llm: LLM) -> Mapping[str, Any]:
@@ -186,7 +181,8 @@ def _saved_state(llm: LLM) -> Mapping[str, Any]:
     _, following, *expected = whole.outputs[0].token_ids[NUM_TOKENS - 1 :]
     state = llm.save_state(half)
     (rest,) = llm.generate([[following]], _greedy(NUM_TOKENS - 1), use_tqdm=False, from_state=state)
-    return _equality("a request straight on and one from a saved state", [tuple(expected)], [rest.outputs[0].token_ids])
+    what = "a request straight on and one from a saved state"
+    return _equality("saved state", what, [tuple(expected)], [rest.outputs[0].token_ids])
 
 
 def _drawn(seed: int) -> SamplingParams:
@@ -197,21 +193,16 @@ def _greedy(num_tokens: int) -> SamplingParams:
     return SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
 
 
-def _equal(what: str, first: Sequence[RequestOutput], second: Sequence[RequestOutput]) -> Mapping[str, Any]:
-    one, other = ([_bits(output) for output in outputs] for outputs in (first, second))
-    return _equality(what, one, other)
-
-
 def _bits(output: RequestOutput) -> tuple[Any, ...]:
     """Returns the tokens. On a CPU, where results are bit-exact, also returns their log-probabilities."""
     choice = output.outputs[0]
     return (choice.token_ids, choice.cumulative_logprob) if device_facts().platform == "cpu" else (choice.token_ids,)
 
 
-def _equality(what: str, first: Sequence[Any], second: Sequence[Any]) -> Mapping[str, Any]:
-    same = sum(one == other for one, other in zip(first, second, strict=True))
-    return _verdict(f"{what}: {same} of {len(first)} are equal", same == len(first))
+def _equality(check: str, what: str, first: Iterable[Any], second: Iterable[Any]) -> Mapping[str, Any]:
+    equal = [one == other for one, other in zip(first, second, strict=True)]
+    return _verdict(check, f"{what}: {sum(equal)} of {len(equal)} are equal", all(equal))
 
 
-def _verdict(text: str, is_right: bool) -> Mapping[str, Any]:
-    return {"found": text, "is_right": is_right}
+def _verdict(check: str, found: str, is_right: bool) -> Mapping[str, Any]:
+    return {"check": check, "found": found, "is_right": is_right}
