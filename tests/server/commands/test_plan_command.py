@@ -166,3 +166,8 @@ def test_json_is_one_object_of_what_the_table_shows() -> None:
     large = json.loads(runner.invoke(app, ["plan", "random:9b", "--json"]).stdout)
     assert (large["slots"], large["decode_tokens_per_s"], large["prefill_tokens_per_s"]) == (0, {}, None)
     assert large["would_fit"][0]["options"] == "--quantize int8"
+
+
+def test_settings_come_from_the_environment_as_for_other_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOST_QUANTIZE", "int8")
+    assert "bfloat16, quantised to int8" in printed("random:2b")
