@@ -119,7 +119,9 @@ def response_size(spec: GenerationSpec, max_token_bytes: int) -> tuple[int, list
     if not spec.holds_output:
         return prompt_bytes, params
     first = params[0]
-    per_token = _TOKEN_BYTES + _logprob_bytes(first, max_token_bytes)
+    per_token = _TOKEN_BYTES
+    if first.logprobs is not None:
+        per_token += _entry_bytes(first.logprobs + len(first.logprob_token_ids), max_token_bytes)
     num_choices, limit = len(spec.prompts) * len(params), first.max_tokens
     room = (MAX_RESPONSE_BYTES - prompt_bytes) // (num_choices * per_token)
     has_logprobs = first.logprobs is not None  # without them, a huge limit often means no limit
@@ -160,12 +162,6 @@ def _prompt_parts(spec: GenerationSpec, max_token_bytes: int) -> dict[str, int]:
             each += num_tokens * _entry_bytes(copies.echo_logprobs, max_token_bytes)
         parts["echo"] = each * num_candidates
     return parts
-
-
-def _logprob_bytes(params: SamplingParams, max_token_bytes: int) -> int:
-    if params.logprobs is None:
-        return 0
-    return _entry_bytes(params.logprobs + len(params.logprob_token_ids), max_token_bytes)
 
 
 def _entry_bytes(num_alternatives: int, max_token_bytes: int) -> int:

@@ -86,8 +86,9 @@ def open_served_model(
       CheckpointError: A tokenizer, template or generation_config.json is broken.
     """
     tokenizer = open_tokenizer(source)
+    root = source.adapters[-1].name if source.adapters else source.name
     return ServedModel(
-        id=name or _default_name(source, config),
+        id=name or (root if config.simulate is None else f"{root}-{SIMULATED}"),
         created=int(time.time()),
         fingerprint=_fingerprint(source, config),
         identity=_identity(source, config),
@@ -97,14 +98,9 @@ def open_served_model(
         max_tokens_limit=max_tokens_limit,
         tokenizer_class=_tokenizer_class(source.directory, tokenizer),
         simulated=None if config.simulate is None else config.simulate.text,
-        root=source.adapters[-1].name if source.adapters else source.name,
+        root=root,
         parent=source.name if source.adapters else None,
     )
-
-
-def _default_name(source: ModelSource, config: EngineConfig) -> str:
-    name = source.adapters[-1].name if source.adapters else source.name
-    return name if config.simulate is None else f"{name}-{SIMULATED}"
 
 
 def _tokenizer_class(directory: Path | None, tokenizer: Tokenizer) -> str | None:
