@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ def document_of(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def counters(server: ServerProcess) -> dict[str, float]:
     """Returns the server's token counters."""
-    time.sleep(0.25)  # the metrics page is cached for 0.2 s
     request = urllib.request.Request(f"{server.url}/metrics", headers={"Authorization": f"Bearer {API_KEY}"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         lines = [line.split() for line in answer.read().decode().splitlines() if line.startswith("roost_")]
