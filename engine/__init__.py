@@ -2,7 +2,7 @@
 
 from .async_engine import AsyncEngine, OutputSink
 from .builder import follow, load_engine, load_runner, saved_state_format
-from .capacity.chips import TPUS, Verification, VerifiedProgram, verify_plan
+from .capacity.chips import TPUS, Verification, VerifiedProgram, compiles_from_cache, verify_plan
 from .capacity.roofline import (
     CPU,
     DEVICES,

@@ -28,7 +28,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, SingleDev
 
 from ...kernels import GpuSizes
 from ..checkpoint.source import ModelSource
-from ..devices.platform import GPU_MEMORY_SHARE, TPU, gpu_platform
+from ..devices.platform import GPU_MEMORY_SHARE, TPU, choose_platform, configure_jax, gpu_platform, without_kernels
 from ..model.sharding import Collectives
 from ..types.config import DATA, MODEL, ONE_DEVICE, EngineConfig, MeshShape
 from ..types.errors import ConfigError
@@ -71,6 +71,11 @@ _PALLAS_TARGETS: Final = ("tpu_custom_call", "__gpu$xla.gpu.triton")
 
 TPUS: Final = tuple(_TOPOLOGIES)
 """Names of the TPU chips that can be compiled for."""
+
+_CACHE_HIT: Final = "/jax/compilation_cache/cache_hits"
+"""Event of JAX: a program was read from the folder of compiled programs."""
+
+_AHEAD_SLOTS: Final = 8
 
 _TOOLKIT: Final = "13.0.0"
 """Version of CUDA that the descriptions name."""
@@ -391,3 +396,37 @@ def _verified(program: Program[Any], outcome: Any, need: MemoryDemand) -> Verifi
         need.fits,
         seconds if seconds > 0 else None,
     )
+
+
+def compiles_from_cache(source: ModelSource, settings: EngineConfig, chip: str | None = None) -> bool:
+    """Compiles the decode program of 8 slots, and returns whether `settings.compile_cache` had it.
+
+    Call it before anything else asks JAX for devices. The folder gets the program if it lacks it.
+
+    Args:
+      source: The model, of which no tensor is read.
+      settings: Settings of the engine.
+      chip: One of `TPUS` to compile for, without having one; None for JAX's default device, as a start does.
+
+    Raises:
+      ConfigError: The folder cannot be used, or the chip has no compiler here.
+    """
+    configure_jax(settings.compile_cache)
+    if chip is None:
+        devices = Devices(choose_platform(ONE_DEVICE, settings.without_kernels))
+    else:
+        devices = open_chips(chip, ONE_DEVICE)
+        devices = devices._replace(platform=without_kernels(devices.platform, settings.without_kernels))
+    events: list[str] = []
+
+    def listen(event: str, **_: Any) -> None:
+        events.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        with served_on(devices, source.with_kv_dtype(settings.kv_dtype), settings, _AHEAD_SLOTS) as served:
+            program = next(iter(served.programs.decode.values()))
+            compile_lowered(lower(program, served), dict(devices.platform.compile_options))
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+    return _CACHE_HIT in events

@@ -43,7 +43,7 @@ platform.native.is_available = lambda: False
 
 (SPEED,) = [part for part in PARTS if part.name == "speed"]
 
-ALL = ["machine", "kernels", "demo", "speed", "job", "profile"]
+ALL = ["machine", "kernels", "demo", "speed", "job", "profile", "ahead"]
 
 
 def reported(folder: Path, *arguments: str, start: str = "") -> tuple[int, Mapping[str, Any], str]:
@@ -147,6 +147,7 @@ def test_a_whole_report(model: str, tmp_path: Path) -> None:
     assert found["parts"]["job"]["result"]["requests"]["completed"] == 32
     assert found["parts"]["profile"]["operations"]
     assert list((tmp_path / "out/profile").rglob("*.xplane.pb"))
+    assert found["parts"]["ahead"]["is_found"]
 
 
 @pytest.mark.sweep

@@ -1,9 +1,11 @@
 """Served programs compile ahead of time, and one that does not fit is refused with its bytes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from roost.engine.capacity.chips import TPUS, AheadOfTime, compile_for_chips, open_chips, served_on
+from cache_settings import restored
+from roost.engine.capacity.chips import TPUS, AheadOfTime, compile_for_chips, compiles_from_cache, open_chips, served_on
 from roost.engine.checkpoint.source import open_model
 from roost.engine.types.config import EngineConfig, MeshShape
 from roost.engine.types.errors import ConfigError
@@ -23,6 +25,15 @@ def test_a_served_program_compiles_with_the_pool_in_place(chip: str) -> None:
     assert compiled.memory.alias_bytes > 4 * served.pool.slots.memory.allowed.size, "the pool is in place"
     assert compiled.custom_calls > 0
     assert compiled.cost["bytes accessed"] > 0
+
+
+def test_a_program_for_a_chip_is_left_in_the_folder_of_compiled_programs(tmp_path: Path) -> None:
+    """For one chip of a machine that has no other. Whether the chip's start finds it, `roost report` says."""
+    folder = tmp_path / "programs"
+    with restored():
+        assert not compiles_from_cache(TINY, replace(SETTINGS, compile_cache=folder), "v5e")
+    assert len(list(folder.glob("jit_*-cache"))) == 1
+    assert len(open_chips("v5e", MeshShape(1, 1)).device.client.devices()) == 1
 
 
 def test_a_program_that_does_not_fit_is_refused_with_its_bytes() -> None:

@@ -1,19 +1,26 @@
-"""Checks: the machine, every kernel against float32, and the demo model as `roost serve` runs it."""
+"""Checks: the machine, every kernel against float32, the demo model as `roost serve` runs it, and a shipped program."""
 
 import importlib.metadata
 import re
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
 from ....engine import (
+    TPUS,
     KernelCheck,
     check_kernels,
+    compiles_from_cache,
     device_facts,
+    device_named,
     memory_stats,
 )
 from ...assembly.service import engine_config
@@ -206,3 +213,25 @@ def _equality(check: str, what: str, first: Iterable[Any], second: Iterable[Any]
 
 def _verdict(check: str, found: str, is_right: bool) -> Mapping[str, Any]:
     return {"check": check, "found": found, "is_right": is_right}
+
+
+def ahead(options: ReportOptions) -> Mapping[str, Any]:
+    """Returns whether this process finds a program in the folder of another, which compiled it without the TPU."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as apart,
+    ):
+        chip = device_named(apart.submit(device_facts).result().kind)
+        chip = chip if chip in TPUS else None
+        say_step(f"a program for {chip}, without the chip" if chip else "a program, by another process")
+        _, ahead_s = apart.submit(_compile, options, Path(folder), chip).result()
+        say_step("the same program, on this device")
+        is_found, start_s = _compile(options, Path(folder), None)
+    return {"chip": chip, "is_found": is_found, "ahead_seconds": ahead_s, "start_seconds": start_s, "problems": []}
+
+
+def _compile(options: ReportOptions, folder: Path, chip: str | None) -> tuple[bool, float]:
+    """Returns whether a program was in a folder, and the seconds until it was compiled."""
+    settings, began = options.load(), time.perf_counter()
+    config = replace(engine_config(settings), compile_cache=folder)
+    return compiles_from_cache(find_model(settings.model), config, chip), time.perf_counter() - began

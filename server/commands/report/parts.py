@@ -55,6 +55,10 @@ _SPEED: Final = (
     "both are of the data sheet."
 )
 _JOB: Final = "32 requests at once, each of 512 prompt and 128 generated tokens, greedy, with `roost serve`'s defaults."
+_AHEAD: Final = (
+    "`is_found` says whether this device's start found a decode program in `--compile-cache` that another process had "
+    "compiled before: for `chip`, without the chip; without a name, on this device."
+)
 PARTS: Final[Sequence[ReportPart]] = (
     ReportPart("machine", "checks", "The machine", 120.0),
     ReportPart("kernels", "checks", "Kernels against float32", 900.0, about=_KERNELS),
@@ -62,6 +66,7 @@ PARTS: Final[Sequence[ReportPart]] = (
     ReportPart("speed", "speed", "Speed and memory of the engine", 1800.0, about=_SPEED),
     ReportPart("job", "speed", "A job over HTTP", 1200.0, in_quick=False, about=_JOB),
     ReportPart("profile", "speed", "Profile of decode steps", 900.0, in_quick=False),
+    ReportPart("ahead", "checks", "A program compiled ahead of time", 900.0, in_quick=False, about=_AHEAD),
 )
 """Parts in their order."""
 
