@@ -62,7 +62,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a wrong index": (move_a_tensor, "temporal_pre_norm.weight [64] is missing; download every file of the checkpoint"),
     "a broken index": (lambda f: (f / INDEX).write_text("{"), f"{INDEX}: must be JSON with a weight_map"),
-    "NaN": (put_in_nan, "tensor model.embed_tokens.weight holds NaN or an infinite number, so every answer would be"),
+    "NaN": (put_in_nan, "tensor model.embed_tokens.weight holds NaN or an infinite number, so every output would be"),
     "another vocabulary": (
         lambda f: change_json(f / "config.json", vocab_size=300),
         "but the config asks for [300, 64]",
