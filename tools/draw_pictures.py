@@ -6,19 +6,20 @@ The pictures are SVG with colours for light and dark pages. `tests/tools/test_do
 from the code.
 """
 
-import ast
 import itertools
 import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from roost.engine.model.config import PRESETS
 from roost.engine.model.state import state_bytes
 
-sys.path.append(str(Path(__file__).parent))  # for an interpreter with -P
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "programs")]  # for an interpreter with -P
+from compiled_sources import imported
 from svg import arrow, box, chart, picture, text
 
 ROOT: Final = Path(__file__).parents[1]
@@ -105,70 +106,47 @@ def room_of(module: str) -> str:
     return "/".join(parts[:2]) if len(parts) > 1 else f"{parts[0]} (door)"
 
 
-def room_imports(root: Path = ROOT) -> Edges:
+def room_imports() -> Edges:
     """Returns the rooms and those that each imports from."""
-    paths = [path for room in ("server", "engine", "kernels") for path in sorted((root / room).rglob("*.py"))]
-    modules = {_module(path.relative_to(root)): path for path in paths}
     edges: dict[str, set[str]] = defaultdict(set)
-    for module, path in modules.items():
-        for target in _targets(path, root, modules):
-            here, there = room_of(module), room_of(target)
+    for path in (each for room in ("server", "engine", "kernels") for each in sorted((ROOT / room).rglob("*.py"))):
+        here = room_of(_module(path))
+        for there in map(room_of, map(_module, imported(path))):
+            edges[there] |= set()
             if here != there:
                 edges[here].add(there)
-            edges[there] |= set()
     return edges
 
 
 def _module(path: Path) -> str:
+    path = path.relative_to(ROOT)
     return path.parent.as_posix() if path.name == "__init__.py" else path.with_suffix("").as_posix()
-
-
-def _targets(path: Path, root: Path, modules: Mapping[str, Path]) -> Iterator[str]:
-    folder = path.relative_to(root).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = [*folder[: len(folder) - node.level + 1], *(node.module.split(".") if node.module else [])]
-            for alias in node.names:
-                target = "/".join([*base, alias.name])
-                yield target if target in modules else "/".join(base)
 
 
 def without_detours(edges: Edges) -> Edges:
     """Returns the edges that no longer way replaces: a transitive reduction."""
-    reached = {name: _reachable(name, edges) for name in edges}
+    reached: dict[str, set[str]] = {}
+    for name in TopologicalSorter(edges).static_order():
+        reached[name] = edges[name].union(*(reached[target] for target in edges[name]))
     return {
         name: {each for each in targets if not any(each in reached[other] for other in targets - {each})}
         for name, targets in edges.items()
     }
 
 
-def _reachable(name: str, edges: Edges) -> set[str]:
-    found: set[str] = set()
-    pending = list(edges[name])
-    while pending:
-        each = pending.pop()
-        if each not in found:
-            found.add(each)
-            pending += edges[each]
-    return found
-
-
 def levels(edges: Edges) -> list[list[str]]:
     """Returns the rooms in rows, the top one first: each right below the lowest room that imports it.
 
     Raises:
-      ValueError: The rooms import each other in a circle.
+      CycleError: The rooms import each other in a circle.
     """
     importers = {name: {other for other in edges if name in edges[other]} for name in edges}
-    depth: dict[str, int] = {}
-    while len(depth) < len(edges):
-        ready = [name for name in edges if name not in depth and importers[name] <= depth.keys()]
-        if not ready:
-            raise ValueError(f"a circle among {sorted(edges.keys() - depth.keys())}")
-        depth |= {name: 1 + max((depth[each] for each in importers[name]), default=-1) for name in ready}
-    rows: list[list[str]] = [[] for _ in range(1 + max(depth.values()))]
-    for name in sorted(edges):
-        rows[depth[name]].append(name)
+    sorter = TopologicalSorter(importers)
+    sorter.prepare()
+    rows: list[list[str]] = []
+    while ready := sorter.get_ready():
+        rows.append(sorted(ready))
+        sorter.done(*ready)
     return rows
 
 

@@ -1,20 +1,19 @@
 """Counts the files and functions that a streamed chat request passes, and how often it changes from file to file.
 
-    python tools/request_path.py [--model demo] [--max-tokens 1] [--requests 1] [--files]
+    python tools/request_path.py
 
-Starts `roost serve` in this process and sends it one streamed chat completion, after a first one that fills its caches.
-Between the request and the end of its stream, `sys.monitoring` reports each function of Roost that is entered on any
-thread but the client's. Two numbers follow:
+Starts `roost serve` in this process and sends it streamed chat completions, after a first one that fills its caches.
+Between a request and the end of its stream, `sys.monitoring` reports each function of Roost that is entered on any
+thread but the client's. It prints the files and the calls between them, in order, and then two numbers:
 
 - files: files with a function that was entered;
 - changes of file: pairs of functions, caller and callee, in different files. A pair counts once however often it
   is called, so that the number does not depend on how many tokens are generated.
 
-No number includes what an idle server does all the time, such as watching the engine's thread. With several requests,
-each number counts what all of them do, so that it does not depend on what a timer does during one of them.
+No number includes what an idle server does all the time, such as watching the engine's thread. Of three requests, each
+number counts what all of them do, so that it does not depend on what a timer does during one of them.
 """
 
-import argparse
 import contextlib
 import os
 import signal
@@ -22,6 +21,7 @@ import socket
 import sys
 import threading
 import time
+from collections import defaultdict
 from types import CodeType
 from typing import Any, Final
 
@@ -34,6 +34,12 @@ ROOMS: Final = tuple(os.path.join(ROOT, room, "") for room in ("server", "engine
 
 _TOOL: Final = sys.monitoring.PROFILER_ID
 _EVENTS: Final = sys.monitoring.events
+_BODY: Final = {
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "max_tokens": 1,
+    "stream": True,
+}
+_REQUESTS: Final = 3
 _START_S: Final = 120.0
 _IDLE_S: Final = 0.5
 """Seconds in which the idle server is watched; it does something every 0.05 s."""
@@ -44,58 +50,25 @@ _REST_S: Final = 0.3
 type Function = tuple[str, str]
 """File, from the root of the checkout, and qualified name."""
 
-type _Call = tuple[Function | None, Function]
+type Call = tuple[Function | None, Function]
 """Caller and callee."""
 
 
 class Recorder:
-    """Records calls between functions of Roost, in the order in which they are first called."""
+    """Records calls between functions of Roost on every thread but the one that makes it."""
 
     def __init__(self) -> None:
-        self._calls: dict[_Call, None] = {}
-        self._idle: frozenset[_Call] = frozenset()
-        self._earlier: list[frozenset[_Call]] = []
-        self._client = 0
-
-    @property
-    def files(self) -> list[str]:
-        """Files with a function that was entered."""
-        return list(dict.fromkeys(callee[0] for _, callee in self._new()))
-
-    @property
-    def functions(self) -> list[Function]:
-        """Functions that were entered."""
-        return list(dict.fromkeys(callee for _, callee in self._new()))
-
-    @property
-    def calls(self) -> list[tuple[Function, Function]]:
-        """Pairs of caller and callee in different files."""
-        return [(caller, callee) for caller, callee in self._new() if caller is not None and caller[0] != callee[0]]
-
-    def _new(self) -> list["_Call"]:
-        return [call for call in self._calls if call not in self._idle and all(call in each for each in self._earlier)]
-
-    def forget(self) -> None:
-        """Leaves the calls so far out of the results, also if they come again."""
-        self._idle = frozenset(self._calls)
-
-    def begin_request(self) -> None:
-        """Leaves out of the results what the next request does not do, or an earlier one has not done."""
-        if self._calls.keys() - self._idle:
-            self._earlier.append(frozenset(self._calls))
-        self._calls = {}
-
-    def start(self) -> None:
-        """Starts recording on every thread but the current one."""
+        self._calls: dict[Call, None] = {}
         self._client = threading.get_ident()
         sys.monitoring.use_tool_id(_TOOL, "request_path")
         for event in (_EVENTS.PY_START, _EVENTS.PY_RESUME):
             sys.monitoring.register_callback(_TOOL, event, self._enter)
         sys.monitoring.set_events(_TOOL, _EVENTS.PY_START | _EVENTS.PY_RESUME)
 
-    def stop(self) -> None:
-        sys.monitoring.set_events(_TOOL, 0)
-        sys.monitoring.free_tool_id(_TOOL)
+    def take(self) -> dict[Call, None]:
+        """Returns the calls since the last time, in the order in which they were first made."""
+        calls, self._calls = self._calls, {}
+        return calls
 
     def _enter(self, code: CodeType, offset: int) -> Any:
         if not code.co_filename.startswith(ROOMS):
@@ -113,53 +86,44 @@ def _function(code: CodeType) -> Function:
     return os.path.relpath(code.co_filename, ROOT), code.co_qualname
 
 
-def _ask(url: str, max_tokens: int, num_requests: int, recorder: Recorder) -> None:
-    """Sends a request to warm up and those that are recorded, then ends the server."""
-    body = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": max_tokens}
+def record(url: str, found: list[Call]) -> None:
+    """Sends a request to warm up and those that are recorded, adds what all of them do, and ends the server."""
     end = time.monotonic() + _START_S
     with httpx.Client(base_url=url, timeout=_START_S) as client, contextlib.suppress(httpx.HTTPError):
         status = 0
         while status != httpx.codes.OK and time.monotonic() < end:
             with contextlib.suppress(httpx.ConnectError):
-                status = client.post("/v1/chat/completions", json={**body, "stream": True}).status_code
+                status = client.post("/v1/chat/completions", json=_BODY).status_code
             time.sleep(0.1)
-        recorder.start()
+        recorder = Recorder()
         time.sleep(_IDLE_S)
-        recorder.forget()
-        for _ in range(num_requests):
-            recorder.begin_request()
-            client.post("/v1/chat/completions", json={**body, "stream": True}).raise_for_status()
+        idle, requests = recorder.take(), []
+        for _ in range(_REQUESTS):
+            client.post("/v1/chat/completions", json=_BODY).raise_for_status()
             time.sleep(_REST_S)
-        recorder.stop()
+            requests.append(recorder.take())
+        found += [call for call in requests[-1] if call not in idle and all(call in each for each in requests)]
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 def main() -> None:
-    """Prints the numbers and, on request, the files and the calls."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", default="demo", help="model to serve")
-    parser.add_argument("--max-tokens", type=int, default=1, help="tokens to generate")
-    parser.add_argument("--requests", type=int, default=1, help="requests to record")
-    parser.add_argument("--files", action="store_true", help="also list the files and the calls between them, in order")
-    options = parser.parse_args()
-    recorder, port = Recorder(), _free_port()
-    arguments = (f"http://127.0.0.1:{port}", options.max_tokens, options.requests, recorder)
-    threading.Thread(target=_ask, args=arguments, daemon=True).start()
-    sys.argv = ["roost", "serve", options.model, "--port", str(port), "--slots", "4", "--prefill-chunk", "64"]
+    """Prints the files, the calls and the numbers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    found: list[Call] = []
+    threading.Thread(target=record, args=(f"http://127.0.0.1:{port}", found), daemon=True).start()
+    sys.argv = ["roost", "serve", "demo", "--port", port, "--slots", "4", "--prefill-chunk", "64"]
     with contextlib.suppress(SystemExit):
         run_roost()
-    if options.files:
-        for file in recorder.files:
-            names = [name for each, name in recorder.functions if each == file]
-            print(f"{file}: {len(names)} ({', '.join(names)})")
-        for caller, callee in recorder.calls:
-            print(f"{' '.join(caller)} -> {' '.join(callee)}")
-    print(f"{len(recorder.files)} files, {len(recorder.calls)} changes of file, {len(recorder.functions)} functions")
+    functions: dict[str, dict[str, None]] = defaultdict(dict)
+    for _, (file, name) in found:
+        functions[file][name] = None
+    for file, names in functions.items():
+        print(f"{file}: {len(names)} ({', '.join(names)})")
+    calls = [(caller, callee) for caller, callee in found if caller is not None and caller[0] != callee[0]]
+    for caller, callee in calls:
+        print(f"{' '.join(caller)} -> {' '.join(callee)}")
+    print(f"{len(functions)} files, {len(calls)} changes of file, {sum(map(len, functions.values()))} functions")
 
 
 if __name__ == "__main__":

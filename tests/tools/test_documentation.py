@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from graphlib import CycleError
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_pictures_are_those_of_the_code(name: str, draw: Callable[[], str]) -> N
 
 
 def test_a_circle_of_rooms_is_reported() -> None:
-    with pytest.raises(ValueError, match=r"a circle among \['a', 'b'\]"):
+    with pytest.raises(CycleError):
         draw_pictures.levels({"a": {"b"}, "b": {"a"}, "c": {"a"}})
 
 
