@@ -16,10 +16,12 @@ don't depend on the machine. A run keeps the other part of the file.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any, Final
@@ -50,15 +52,17 @@ from roost.server.commands.bench.report import opening
 
 CHIP: Final = Chip(slots=16, step_s=0.02, prefill_tokens_per_s=8000.0, cached_prefixes=0)
 LOAD: Final = Workload(prefixes=64, prefix_tokens=1024, question_tokens=32, output_tokens=(64, 192))
-FEW_PREFIXES: Final = Workload(prefixes=12, prefix_tokens=1024, question_tokens=32, output_tokens=(64, 192))
+FEW_PREFIXES: Final = replace(LOAD, prefixes=12)
 """A load for the comparison of model and servers: all prefixes fit into a cache, so that its policy is left out."""
 
-LONG: Final = Workload(prefixes=64, prefix_tokens=1024, question_tokens=32, output_tokens=(1024, 3072))
+LONG: Final = replace(LOAD, output_tokens=(1024, 3072))
 CACHE_GIB: Final = 0.25
 USE: Final = 0.7
 """Share of the capacity of chips that have all prefixes, at which they are measured."""
 
 SECONDS: Final = 13.0
+"""Seconds of each load on servers."""
+
 WARM_S: Final = 5.0
 """Seconds after the start of a load, whose requests are left out."""
 
@@ -78,12 +82,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="everything that was measured")
     parser.add_argument("--results", type=Path, metavar="FILE.md", help="a page; its picture lies beside it")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts (all)")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of each load on servers ({SECONDS:g})")
     options = parser.parse_args()
     document: dict[str, Any] = orjson.loads(options.json.read_bytes()) if options.json.is_file() else {}
     for part in options.only:
-        facts = opening("fleet", {"seconds": options.seconds}) | {"tree": commit()}
-        document[part] = facts | {"results": PARTS[part](options.seconds)}
+        facts = opening("fleet", {"seconds": SECONDS}) | {"tree": commit()}
+        document[part] = facts | {"results": PARTS[part]()}
         options.json.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     if options.results is not None:
         options.results.write_text(page(document))
@@ -98,7 +101,7 @@ def say(text: str) -> None:
 # --- servers
 
 
-def measure_servers(seconds: float) -> dict[str, Any]:
+def measure_servers() -> dict[str, Any]:
     """Returns all that is measured on servers."""
     results: dict[str, Any] = {"chip": {"slots": CHIP.slots, "step_s": CHIP.step_s}}
     say("calibration: 16 servers start")
@@ -106,27 +109,23 @@ def measure_servers(seconds: float) -> dict[str, Any]:
         results["resident_mb"] = statistics.mean(server.resident_bytes for server in servers) / 1e6
         chip = with_measured_cache(servers[0])
         results["cached_prefixes"] = chip.cached_prefixes
-        results["calibration"] = [calibrate(servers[:count], chip, seconds) for count in CALIBRATED]
+        results["calibration"] = [calibrate(servers[:count], chip) for count in CALIBRATED]
         for server in servers[4:]:
             server.end(SIGKILL)
-        results["routing"] = list(measure_routing(servers[:4], seconds))
-        results["faults"] = [] if find_haproxy() is None else list(measure_faults(servers[:4], seconds))
-    with serving(2, small_queue(CHIP), CACHE_GIB) as servers:
-        results["overload"] = list(measure_overload(servers, seconds))
+        results["routing"] = list(measure_routing(servers[:4]))
+        results["faults"] = [] if find_haproxy() is None else list(measure_faults(servers[:4]))
+    with serving(2, replace(CHIP, max_queue=8), CACHE_GIB) as servers:
+        results["overload"] = list(measure_overload(servers))
     return results
 
 
 def with_measured_cache(server: Server) -> Chip:
     """Returns the chip with the number of prefixes that fit a server's cache, by the bytes of the first ones."""
-    few = Workload(8, LOAD.prefix_tokens, LOAD.question_tokens, (1, 1))
+    few = replace(LOAD, prefixes=8, output_tokens=(1, 1))
     before = server.metrics()["roost_state_cache_bytes"]
     run_load([server], few, [Arrival(0.1 * number, number, 1) for number in range(8)], salt=-1)
     each = (server.metrics()["roost_state_cache_bytes"] - before) / 8
-    return Chip(CHIP.slots, CHIP.step_s, CHIP.prefill_tokens_per_s, int(CACHE_GIB * 2**30 / each))
-
-
-def small_queue(chip: Chip) -> Chip:
-    return Chip(chip.slots, chip.step_s, chip.prefill_tokens_per_s, chip.cached_prefixes, max_queue=8)
+    return replace(CHIP, cached_prefixes=int(CACHE_GIB * 2**30 / each))
 
 
 def offered(count: int, use: float = USE) -> float:
@@ -134,14 +133,21 @@ def offered(count: int, use: float = USE) -> float:
     return use * count * capacity(CHIP, LOAD, 1.0)
 
 
-def calibrate(servers: Sequence[Server], chip: Chip, seconds: float) -> dict[str, Any]:
+def calibrate(servers: Sequence[Server], chip: Chip) -> dict[str, Any]:
     """Sends the same requests to servers, in turn, and to their model."""
     count = len(servers)
     say(f"calibration: {count} servers")
-    load = steady(FEW_PREFIXES, offered(count), seconds + WARM_S, seed=count)
+    load = steady(FEW_PREFIXES, offered(count), SECONDS + WARM_S, seed=count)
+    cpu_before = cpu_seconds_of(servers)
     run = run_load(servers, FEW_PREFIXES, load, picks="in turn", salt=100 + count)
-    outcome = Fleet(chip, FEW_PREFIXES, InTurn()).run(count, load, seconds + 120)
-    return {"replicas": count, "cpu_share": run.cpu_share, "servers": of_run(run), "model": of_outcome(outcome)}
+    cpu_share = (cpu_seconds_of(servers) - cpu_before) / run.seconds / len(os.sched_getaffinity(0))
+    outcome = Fleet(chip, FEW_PREFIXES, InTurn()).run(count, load, SECONDS + 120)
+    return {"replicas": count, "cpu_share": cpu_share, "servers": of_run(run), "model": of_outcome(outcome)}
+
+
+def cpu_seconds_of(servers: Sequence[Server]) -> float:
+    """Returns the processor time of servers and of their clients, which are this process."""
+    return sum(server.cpu_s for server in servers) + time.process_time()
 
 
 def of_run(run: Run) -> dict[str, float]:
@@ -187,9 +193,9 @@ def summary_of(ttft_s: Sequence[float], e2e_s: Sequence[float]) -> dict[str, flo
     }
 
 
-def measure_routing(servers: Sequence[Server], seconds: float) -> Any:
+def measure_routing(servers: Sequence[Server]) -> Any:
     """Yields a result for each way of choosing a replica, with the same requests and prefixes of its own."""
-    load = steady(LOAD, offered(len(servers)), seconds + WARM_S, seed=7)
+    load = steady(LOAD, offered(len(servers)), SECONDS + WARM_S, seed=7)
     for salt, balance in enumerate(BALANCES if find_haproxy() else ()):
         say(f"routing: {balance}")
         with proxying(servers, balance) as proxy:
@@ -200,7 +206,7 @@ def measure_routing(servers: Sequence[Server], seconds: float) -> Any:
     yield {"by": "clients", "way": "scores of the endpoint picker", **of_run(run)}
 
 
-def measure_faults(servers: Sequence[Server], seconds: float) -> Any:
+def measure_faults(servers: Sequence[Server]) -> Any:
     """Yields what becomes of requests while replicas end, behind HAProxy."""
 
     def killed() -> None:
@@ -226,22 +232,20 @@ def measure_faults(servers: Sequence[Server], seconds: float) -> Any:
     }
     for salt, (name, scene) in enumerate(scenes.items()):
         say(f"faults: {name}")
-        lasts_s = UPDATE_S if scene is updated else SHORT * seconds
+        lasts_s = UPDATE_S if scene is updated else SHORT * SECONDS
         load = steady(LOAD, offered(len(servers), 0.5), lasts_s + WARM_S, seed=8)
-        started = time.perf_counter()
         with proxying(servers, "least connections") as proxy:
             run = run_load(servers, LOAD, load, proxy=proxy, salt=200 + salt, beside=scene)
-        took = time.perf_counter() - started
-        yield {"what": name, "seconds": took, "failures": dict(run.failures), **of_run(run)}
+        yield {"what": name, "failures": dict(run.failures), **of_run(run)}
         for server in servers:
             if not server.is_ready():
                 server.start()
                 server.wait_ready()
 
 
-def measure_overload(servers: Sequence[Server], seconds: float) -> Any:
+def measure_overload(servers: Sequence[Server]) -> Any:
     """Yields what becomes of half more requests than fit, with a queue of eight."""
-    load = steady(LOAD, offered(len(servers), 1.5), SHORT * seconds + WARM_S, seed=9)
+    load = steady(LOAD, offered(len(servers), 1.5), SHORT * SECONDS + WARM_S, seed=9)
     clients: Mapping[str, Mapping[str, Any]] = {
         "clients give up": {"retries": 0},
         "clients try again after 0.5 s": {"retries": 5, "waits": False},
@@ -262,7 +266,7 @@ def measure_overload(servers: Sequence[Server], seconds: float) -> Any:
 # --- the model
 
 
-def simulate(_: float) -> dict[str, Any]:
+def simulate() -> dict[str, Any]:
     """Returns all that is simulated."""
     return {
         "cached_prefixes": MODEL_CHIP.cached_prefixes,
@@ -273,7 +277,7 @@ def simulate(_: float) -> dict[str, Any]:
     }
 
 
-MODEL_CHIP: Final = Chip(CHIP.slots, CHIP.step_s, CHIP.prefill_tokens_per_s, cached_prefixes=18)
+MODEL_CHIP: Final = replace(CHIP, cached_prefixes=18)
 ROUTERS: Final[Mapping[str, Callable[[], Router]]] = {
     "fewer requests of two": LeastOfTwo,
     "hash of the prefix": PrefixHash,
@@ -285,7 +289,7 @@ SIZES: Final = (1, 4, 16, 64, 256)
 
 def workload_of(replicas: int, hot_share: float = 0.0) -> Workload:
     """Returns a load whose prefixes grow with the fleet: sixteen for each replica."""
-    return Workload(16 * replicas, LOAD.prefix_tokens, LOAD.question_tokens, LOAD.output_tokens, hot_share=hot_share)
+    return replace(LOAD, prefixes=16 * replicas, hot_share=hot_share)
 
 
 def simulated(replicas: int, workload: Workload, router: Router, use: float, until: float) -> Outcome:
@@ -341,9 +345,8 @@ def simulate_scaling() -> Any:
             policy = Policy(start_s=start_s, target=target)
             outcome = Fleet(MODEL_CHIP, LOAD, Picker(), policy).run(before, load, until + 60)
             fared = settled(outcome, doubled_at)
-            hours = outcome.replica_seconds / 3600
             say(f"model: target {target}, start {start_s:g} s: {fared}")
-            yield {"target": target, "start_s": start_s, "replica_hours": hours, **fared}
+            yield {"target": target, "start_s": start_s, **fared}
 
 
 def simulate_spot() -> Any:
@@ -357,7 +360,7 @@ def simulate_spot() -> Any:
             yield {"notice_s": notice_s, "per_hour": per_hour, "cut": cut, **settled(outcome, 120.0)}
 
 
-PARTS: Final[Mapping[str, Callable[[float], dict[str, Any]]]] = {"servers": measure_servers, "model": simulate}
+PARTS: Final[Mapping[str, Callable[[], dict[str, Any]]]] = {"servers": measure_servers, "model": simulate}
 
 
 if __name__ == "__main__":

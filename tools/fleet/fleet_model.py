@@ -20,6 +20,9 @@ from roost.engine.planning.replicas import Arrival, Chip, Clock, Replica, Simula
 _POINTS: Final = 16
 """Points of a replica on the ring of consistent hashing."""
 
+_SCORED: Final = 8
+"""Maximum number of replicas that a picker scores because they have a prefix, and of others."""
+
 
 # --- the load
 
@@ -112,11 +115,11 @@ class Router(Protocol):
         """Returns the replica for a request; there is at least one."""
 
 
-class RandomRouter:
-    """Picks any replica."""
+class Sampled:
+    """Base class of routers that pick among some replicas at random."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self._random = random.Random(seed)
+    def __init__(self) -> None:
+        self._random = random.Random(0)
         self._replicas: list[Replica] = []
         self._places: dict[int, int] = {}
 
@@ -129,9 +132,6 @@ class RandomRouter:
         if last is not replica:
             self._replicas[place] = last
             self._places[last.number] = place
-
-    def pick(self, job: SimulatedRequest) -> Replica:
-        return self.any()
 
     def any(self) -> Replica:
         return self._replicas[int(self._random.random() * len(self._replicas))]
@@ -155,7 +155,7 @@ class InTurn:
         return self._replicas[(self._turn - 1) % len(self._replicas)]
 
 
-class LeastOfTwo(RandomRouter):
+class LeastOfTwo(Sampled):
     """Picks the one with fewer requests of two."""
 
     def pick(self, job: SimulatedRequest) -> Replica:
@@ -200,21 +200,20 @@ class PrefixHash:
         return 1 + sum(self._replicas[number].load for _, number in sample) / len(sample)
 
 
-class Picker(RandomRouter):
+class Picker(Sampled):
     """Picks by the scores of the endpoint picker: queue 2, slots 2, prefix 3; see deploy/chart/files/picker.yaml.
 
     With many replicas, it scores those that got the prefix last, and some others.
     """
 
-    def __init__(self, seed: int = 0, others: int = 8, holders: int = 8) -> None:
-        super().__init__(seed)
-        self._others, self._num_holders = others, holders
+    def __init__(self) -> None:
+        super().__init__()
         self._holders: dict[int, deque[Replica]] = {}
 
     def pick(self, job: SimulatedRequest) -> Replica:
-        holders = self._holders.setdefault(job.arrival.prefix, deque(maxlen=self._num_holders))
-        few = len(self._replicas) <= self._others
-        others = self._replicas if few else [self.any() for _ in range(self._others)]
+        holders = self._holders.setdefault(job.arrival.prefix, deque(maxlen=_SCORED))
+        few = len(self._replicas) <= _SCORED
+        others = self._replicas if few else [self.any() for _ in range(_SCORED)]
         candidates = {each.number: each for each in (*holders, *others) if each.is_open}
         queues = [each.waiting for each in candidates.values()]
         longest, shortest = max(queues), min(queues)
@@ -241,8 +240,7 @@ class Policy:
     """Behaviour of clients, autoscaler and cloud.
 
     Attributes:
-      retries: Times that a client sends a request again that was refused or cut.
-      retry_s: Seconds that it waits before, half of it at random.
+      retries: Times that a client sends a request again that was refused or cut, after half a second to a second.
       start_s: Seconds from asking for a replica until it is ready.
       target: Share of slots in use that the autoscaler aims at; 0 keeps the number of replicas.
       look_s: Seconds between two looks of the autoscaler.
@@ -251,7 +249,6 @@ class Policy:
     """
 
     retries: int = 3
-    retry_s: float = 1.0
     start_s: float = 60.0
     target: float = 0.0
     look_s: float = 15.0
@@ -266,15 +263,12 @@ class Outcome:
     Attributes:
       jobs: All requests whose arrival was counted.
       replicas: Pairs of time and number of ready replicas.
-      num_refused, num_cut: Times that a request was refused, or cut by the end of its replica.
-      replica_seconds: Seconds of all replicas together, from asking for one to its end.
+      num_cut: Times that a request was cut by the end of its replica.
     """
 
     jobs: list[SimulatedRequest] = field(default_factory=list)
     replicas: list[tuple[float, int]] = field(default_factory=list)
-    num_refused: int = 0
     num_cut: int = 0
-    replica_seconds: float = 0.0
 
 
 class Fleet:
@@ -298,7 +292,6 @@ class Fleet:
         self._replicas: dict[int, Replica] = {}
         self._num_made = 0
         self._wanted = 0
-        self._asked: dict[int, float] = {}
         self._outcome = Outcome()
 
     def run(self, replicas: int, load: Iterable[Arrival], until: float, *, is_warm: bool = False) -> Outcome:
@@ -317,7 +310,6 @@ class Fleet:
         if self._policy.target:
             self._clock.call_later(self._policy.look_s, self._scale)
         self._clock.run(until)
-        self._outcome.replica_seconds += sum(until - asked for asked in self._asked.values())
         return self._outcome
 
     def _send(self, load: Iterator[Arrival]) -> None:
@@ -337,7 +329,6 @@ class Fleet:
         if not self._replicas:
             self._retry(job, "no replica")
         elif not self._router.pick(job).submit(job):
-            self._outcome.num_refused += 1
             self._retry(job, "refused")
 
     def _retry(self, job: SimulatedRequest, reason: str) -> None:
@@ -346,19 +337,16 @@ class Fleet:
         if job.tries > self._policy.retries:
             job.failure, job.end = reason, self._clock.now
             return
-        wait = self._policy.retry_s * (0.5 + 0.5 * self._random.random())
-        self._clock.call_later(wait, lambda: self._try(job))
+        self._clock.call_later(0.5 + 0.5 * self._random.random(), lambda: self._try(job))
 
     # --- replicas that come and go
 
     def _ask(self) -> Replica:
         self._num_made += 1
-        self._asked[self._num_made] = self._clock.now
         return Replica(self._clock, self._num_made, self._chip, self._workload.prefill_tokens)
 
     def _ready(self, replica: Replica) -> None:
         if len(self._replicas) >= self._wanted:
-            self._outcome.replica_seconds += self._clock.now - self._asked.pop(replica.number)
             return
         self._replicas[replica.number] = replica
         self._router.add(replica)
@@ -386,7 +374,6 @@ class Fleet:
         self._note()
 
     def _end(self, replica: Replica) -> None:
-        self._outcome.replica_seconds += self._clock.now - self._asked.pop(replica.number)
         for job in replica.kill():
             self._outcome.num_cut += 1
             self._retry(job, "cut")

@@ -14,7 +14,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -57,7 +57,6 @@ class Server:
         flags = [f"--{name}={value}" for name, value in settings.items()]
         self._command = [sys.executable, "-P", "-m", "roost.server", "serve", MODEL, *flags, *options]
         self._process: subprocess.Popen[bytes] | None = None
-        self._spent = 0.0
 
     @property
     def url(self) -> str:
@@ -65,8 +64,9 @@ class Server:
 
     @property
     def cpu_s(self) -> float:
-        """Processor time of its processes so far."""
-        return self._spent + (sum(cpu_seconds(self._process.pid)) if self._process is not None else 0.0)
+        """Processor time of its process so far."""
+        assert self._process is not None
+        return sum(cpu_seconds(self._process.pid))
 
     @property
     def resident_bytes(self) -> int:
@@ -85,33 +85,39 @@ class Server:
         Raises:
           RuntimeError: It ended, or took too long.
         """
-        deadline = time.monotonic() + _READY_S
-        while not self.is_ready():
-            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"a server did not start:\n{self.log.read_text()[-2000:]}")
-            time.sleep(0.1)
+        assert self._process is not None
+        _wait_until_ready(self.url, self._process, self.log)
 
     def is_ready(self) -> bool:
-        try:
-            urllib.request.urlopen(f"{self.url}/health/ready", timeout=5).close()
-        except OSError:
-            return False
-        return True
+        return _is_ready(self.url)
 
     def end(self, signal_number: int) -> None:
         """Sends a signal and waits for the end of the process."""
         if self._process is not None:
             self._process.send_signal(signal_number)
-            while self._process.poll() is None:
-                spent = sum(cpu_seconds(self._process.pid))
-                time.sleep(0.01)
-            self._spent += spent
+            self._process.wait()
             self._process = None
 
     def metrics(self) -> dict[str, float]:
         """Returns the server's series by name; of several with one name, their sum."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as response:
             return parse_metrics(response.read().decode())
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{url}/health/ready", timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _READY_S
+    while not _is_ready(url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"{process.args} did not start:\n{log.read_text()[-2000:]}")
+        time.sleep(0.1)
 
 
 def parse_metrics(page: str) -> dict[str, float]:
@@ -189,27 +195,9 @@ backend fleet
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Proxy:
-    """A running proxy.
-
-    Attributes:
-      url: Its address.
-      pids: Ids of its processes.
-    """
-
-    url: str
-    pids: Sequence[int]
-
-    @property
-    def cpu_s(self) -> float:
-        """Processor time of its processes so far."""
-        return sum(sum(cpu_seconds(pid)) for pid in self.pids)
-
-
 @contextmanager
-def proxying(servers: Sequence[Server], balance: str, retries: str = "conn-failure empty-response") -> Iterator[Proxy]:
-    """Yields HAProxy in front of servers.
+def proxying(servers: Sequence[Server], balance: str, retries: str = "conn-failure empty-response") -> Iterator[str]:
+    """Yields the address of HAProxy in front of servers.
 
     Args:
       balance: One of `BALANCES`.
@@ -217,32 +205,19 @@ def proxying(servers: Sequence[Server], balance: str, retries: str = "conn-failu
     """
     program, port = find_haproxy(), free_port()
     assert program is not None
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
-        config = Path(folder) / "config"
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as folder:
+        config, log = Path(folder) / "config", Path(folder) / "log"
         config.write_text(haproxy_config(port, servers, BALANCES[balance], retries))
-        with subprocess.Popen([program, "-db", "-f", str(config)], stdout=log, stderr=log) as process:
+        with (
+            log.open("wb") as output,
+            subprocess.Popen([program, "-db", "-f", str(config)], stdout=output, stderr=output) as process,
+        ):
             try:
-                _wait_until_listening(process, port, log)
-                yield Proxy(f"http://127.0.0.1:{port}", [process.pid, *_children(process.pid)])
+                _wait_until_ready(url, process, log)
+                yield url
             finally:
                 process.terminate()
-
-
-def _children(pid: int) -> Sequence[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _wait_until_listening(process: "subprocess.Popen[bytes]", port: int, log: Any) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5).close()
-            return
-        except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                log.seek(0)
-                raise RuntimeError(f"a proxy did not start: {log.read()}") from None
-            time.sleep(0.05)
 
 
 # --- clients
@@ -403,15 +378,13 @@ class Run:
       answers: What came of the requests.
       seconds: Seconds from the first request to the last reply.
       hit_share: Share of prompt tokens that prefix caches had.
-      cpu_share: Share of the machine's processor time that servers, proxy and clients took.
       failures: Number of failed tries by their reason.
     """
 
     answers: Sequence[Answer]
     seconds: float
     hit_share: float
-    cpu_share: float
-    failures: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str]
 
 
 def run_load(
@@ -419,7 +392,7 @@ def run_load(
     load: Workload,
     arrivals: Sequence[Arrival],
     *,
-    proxy: Proxy | None = None,
+    proxy: str | None = None,
     picks: str = "first",
     salt: int = 0,
     retries: int = 0,
@@ -429,14 +402,15 @@ def run_load(
     """Sends a load to servers, or to a proxy in front of them.
 
     Args:
+      proxy: Address of the proxy.
       picks: Without a proxy, how clients choose a server: "in turn", or "scores" of the endpoint picker.
       salt: Prompts with other salts share no prefix.
       retries: Times that a client sends a request again that failed.
       waits: Whether a client waits for the seconds of `Retry-After` before it tries again.
       beside: Runs on a thread beside the load.
     """
-    urls = [server.url for server in servers] if proxy is None else [proxy.url]
-    started, cpu_before, cached_before = time.perf_counter(), _cpu_s(servers, proxy), _cached(servers)
+    urls = [server.url for server in servers] if proxy is None else [proxy]
+    started, cached_before = time.perf_counter(), _cached(servers)
 
     async def send_all() -> Sequence[Answer]:
         picker = EndpointPicker(servers, load)
@@ -454,14 +428,9 @@ def run_load(
 
     answers = asyncio.run(send_all())
     seconds = time.perf_counter() - started
-    cpu = (_cpu_s(servers, proxy) - cpu_before) / seconds / len(os.sched_getaffinity(0))
     hits, all_tokens = (after - before for after, before in zip(_cached(servers), cached_before, strict=True))
     failures = Counter(reason for answer in answers for reason in answer.failures)
-    return Run(answers, seconds, hits / all_tokens if all_tokens else 0.0, cpu, failures)
-
-
-def _cpu_s(servers: Sequence[Server], proxy: Proxy | None) -> float:
-    return sum(server.cpu_s for server in servers) + time.process_time() + (0.0 if proxy is None else proxy.cpu_s)
+    return Run(answers, seconds, hits / all_tokens if all_tokens else 0.0, failures)
 
 
 def _cached(servers: Sequence[Server]) -> tuple[float, float]:
