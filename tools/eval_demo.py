@@ -4,162 +4,85 @@
     python tools/eval_demo.py demo-eval-public.jsonl --url http://127.0.0.1:8000
 
 Answers are greedy, of at most 300 tokens. `--card configs/demo/README.md` writes the scores into the model card.
+
+A line of the list has the `skill` that it tests, the `messages` before the answer, and what the answer must be: `expect`
+if `match` is "exact", or else a text of at least `min_chars` with `expect` in it. The model has never seen the wording
+of `stretch` questions, which are counted separately.
 """
 
 import argparse
 import asyncio
 import json
-import sys
-from collections import defaultdict
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
 MAX_TOKENS: Final = 300
+CONCURRENCY: Final = 8
 CARD_MARKS: Final = ("<!-- scores: written by tools/eval_demo.py -->", "<!-- end of scores -->")
 
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A line of the list.
-
-    Attributes:
-      id: Name of the question.
-      skill: Skill that it tests.
-      messages: The dialogue up to the answer, with the roles of the HTTP API.
-      expect: The whole answer, or a part of it if not `exact`.
-      exact: Whether the answer must equal `expect`.
-      min_chars: Minimum length of an answer that counts.
-      stretch: Whether the model has never seen its wording; such questions are counted separately.
-    """
-
-    id: str
-    skill: str
-    messages: tuple[Mapping[str, str], ...]
-    expect: str
-    exact: bool
-    min_chars: int = 0
-    stretch: bool = False
-
-    def accepts(self, answer: str) -> bool:
-        """Returns whether an answer is correct."""
-        answer = answer.strip()
-        if self.exact:
-            return answer == self.expect
-        return self.expect.lower() in answer.lower() and len(answer) >= self.min_chars
+type Question = Mapping[str, Any]
+"""A line of the list, also with the model's `answer` and whether it is `right`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A question and the model's answer."""
-
-    question: Question
-    answer: str
-
-    @property
-    def right(self) -> bool:
-        """Whether the answer is correct."""
-        return self.question.accepts(self.answer)
-
-
-def parse_question(line: str) -> Question:
-    """Parses a line of the list; its role "model" is "assistant" in the API."""
-    fields = json.loads(line)
-    roles = {"model": "assistant"}
-    messages = tuple({"role": roles.get(m["role"], m["role"]), "content": m["content"]} for m in fields["messages"])
-    return Question(
-        id=fields["id"],
-        skill=fields["skill"],
-        messages=messages,
-        expect=fields["expect"],
-        exact=fields["match"] == "exact",
-        min_chars=fields.get("min_chars", 0),
-        stretch=fields.get("stretch", False),
-    )
-
-
-async def ask_all(url: str, questions: Sequence[Question], concurrency: int) -> list[Answered]:
-    """Sends all questions, several at a time, and returns the answers in the questions' order."""
-    turnstile = asyncio.Semaphore(concurrency)
+async def ask_all(url: str, questions: Sequence[Question]) -> list[Question]:
+    """Returns the questions with their answers, several of which are asked at a time."""
+    turnstile = asyncio.Semaphore(CONCURRENCY)
     async with httpx.AsyncClient(base_url=url, timeout=120.0) as client:
-        model = await _first_model(client)
 
-        async def ask(question: Question) -> Answered:
+        async def ask(question: Question) -> Question:
+            roles = {"model": "assistant"}
+            messages = [{**each, "role": roles.get(each["role"], each["role"])} for each in question["messages"]]
+            body = {"messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
             async with turnstile:
-                return Answered(question, await _ask(client, model, question))
+                response = await client.post("/v1/chat/completions", json=body)
+            answer = response.raise_for_status().json()["choices"][0]["message"]["content"]
+            return {**question, "answer": answer, "right": is_right(question, answer.strip())}
 
         return list(await asyncio.gather(*map(ask, questions)))
 
 
-async def _first_model(client: httpx.AsyncClient) -> str:
-    response = await client.get("/v1/models")
-    response.raise_for_status()
-    return response.json()["data"][0]["id"]
-
-
-async def _ask(client: httpx.AsyncClient, model: str, question: Question) -> str:
-    body = {"model": model, "messages": question.messages, "temperature": 0, "max_tokens": MAX_TOKENS}
-    response = await client.post("/v1/chat/completions", json=body)
-    response.raise_for_status()
-    return response.json()["choices"][0]["message"]["content"]
+def is_right(question: Question, answer: str) -> bool:
+    """Returns whether an answer is correct."""
+    if question["match"] == "exact":
+        return bool(answer == question["expect"])
+    return question["expect"].lower() in answer.lower() and len(answer) >= question.get("min_chars", 0)
 
 
 TOTALS: Final[Mapping[str, Callable[[Question], bool]]] = {
-    "exact": lambda q: q.exact and not q.stretch,
-    "mem_near": lambda q: q.skill == "mem_near" and not q.stretch,
-    "mem_far": lambda q: q.skill == "mem_far" and not q.stretch,
-    "stories": lambda q: not q.exact and not q.stretch,
-    "stretch": lambda q: q.stretch,
+    "exact": lambda q: q["match"] == "exact" and not q.get("stretch"),
+    "mem_near": lambda q: q["skill"] == "mem_near" and not q.get("stretch"),
+    "mem_far": lambda q: q["skill"] == "mem_far" and not q.get("stretch"),
+    "stories": lambda q: q["match"] != "exact" and not q.get("stretch"),
+    "stretch": lambda q: q.get("stretch", False),
 }
 """Reported totals, and the questions that belong to each."""
 
 
-def score(answered: Sequence[Answered]) -> str:
+def score(answered: Sequence[Question]) -> str:
     """Returns the number and the share of correct answers, out of at least one."""
-    right = sum(each.right for each in answered)
+    right = sum(each["right"] for each in answered)
     return f"{right} of {len(answered)} ({100 * right / len(answered):.0f} %)"
 
 
-def totals(answered: Sequence[Answered]) -> dict[str, str]:
+def totals(answered: Sequence[Question]) -> dict[str, str]:
     """Returns the score of each of `TOTALS` that has questions."""
-    found = {name: [each for each in answered if belongs(each.question)] for name, belongs in TOTALS.items()}
+    found = {name: list(filter(belongs, answered)) for name, belongs in TOTALS.items()}
     return {name: score(some) for name, some in found.items() if some}
 
 
-def imperfect(answered: Sequence[Answered]) -> dict[str, str]:
+def imperfect(answered: Sequence[Question]) -> dict[str, str]:
     """Returns the score of each skill with wrong answers, without stretch questions, in the list's order."""
-    skills: defaultdict[str, list[Answered]] = defaultdict(list)
-    for each in answered:
-        if not each.question.stretch:
-            skills[each.question.skill].append(each)
-    return {skill: score(some) for skill, some in skills.items() if not all(each.right for each in some)}
+    known = [each for each in answered if not each.get("stretch")]
+    skills = dict.fromkeys(each["skill"] for each in known if not each["right"])
+    return {skill: score([each for each in known if each["skill"] == skill]) for skill in skills}
 
 
-def show(answered: Sequence[Answered]) -> None:
-    """Prints wrong answers and scores."""
-    for each in answered:
-        if not each.right:
-            question = each.question
-            expected = f"{'' if question.exact else 'with '}{question.expect!r}"
-            print(f"{question.id} {question.skill}: expected {expected}, got {each.answer[:120]!r}")
-    for name, result in totals(answered).items():
-        print(f"{name}: {result}")
-
-
-def write_card(path: Path, answered: Sequence[Answered]) -> None:
-    """Writes the scores between the marks of the model card.
-
-    Raises:
-      ValueError: The card has no such marks.
-    """
-    card = path.read_text(encoding="utf-8")
-    begin, end = (card.find(mark) for mark in CARD_MARKS)
-    if not 0 <= begin < end:
-        raise ValueError(f"{path}: has no lines {CARD_MARKS[0]!r} and {CARD_MARKS[1]!r}")
-    rows = [f"| {name} | {result} |" for name, result in totals(answered).items()]
+def write_card(path: Path, answered: Sequence[Question]) -> None:
+    """Writes the scores between the marks of the model card."""
     failed = [f"{skill}: {result}" for skill, result in imperfect(answered).items()]
     text = [
         CARD_MARKS[0],
@@ -168,33 +91,32 @@ def write_card(path: Path, answered: Sequence[Answered]) -> None:
         "",
         "| questions | right |",
         "| --- | --- |",
-        *rows,
+        *(f"| {name} | {result} |" for name, result in totals(answered).items()),
         "",
         f"Skills with wrong answers: {', '.join(failed) or 'none'}.",
+        CARD_MARKS[1],
     ]
-    path.write_text(card[:begin] + "\n".join(text) + "\n" + card[end:], encoding="utf-8")
+    place = re.compile(".*".join(CARD_MARKS), re.DOTALL)
+    path.write_text(place.sub(lambda _: "\n".join(text), path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit status."""
+def main() -> None:
+    """Asks all questions, and prints wrong answers and scores."""
     parser = argparse.ArgumentParser(description="Scores a running server on the demo model's evaluation list.")
     parser.add_argument("questions", type=Path, help="demo-eval-public.jsonl")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the server (default: %(default)s)")
-    parser.add_argument("--concurrency", type=int, default=8, help="questions at a time (default: %(default)s)")
     parser.add_argument("--card", type=Path, help="model card to write the scores into")
-    options = parser.parse_args(arguments)
-
-    questions = [parse_question(line) for line in options.questions.read_text(encoding="utf-8").splitlines()]
-    try:
-        answered = asyncio.run(ask_all(options.url, questions, options.concurrency))
-    except httpx.HTTPError as error:
-        print(f"{options.url}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    show(answered)
+    options = parser.parse_args()
+    questions = [json.loads(line) for line in options.questions.read_text(encoding="utf-8").splitlines()]
+    answered = asyncio.run(ask_all(options.url, questions))
+    for each in answered:
+        if not each["right"]:
+            print(f"{each['id']} {each['skill']}: expected {each['expect']!r}, got {each['answer'][:120]!r}")
+    for name, result in totals(answered).items():
+        print(f"{name}: {result}")
     if options.card is not None:
         write_card(options.card, answered)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,6 @@
 """Proves that a change of tests lost nothing: plants seeded mutants in the code that the tests reach.
 
-    python tools/seeded_mutants.py --since COMMIT TESTS ... [--now TESTS ...] [--of PATH ...] [--seed N] [--mutants N]
+    python tools/seeded_mutants.py --since COMMIT TESTS ... [--now TESTS ...] [--of PATH ...] [--seed N]
 
 TESTS are paths in a tree of COMMIT, and --now those in the working tree if they have changed. A mutant is one wrong
 expression or statement of a file that both trees share. The test files of the working tree that reach it run with it;
@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -23,6 +24,8 @@ import coverage
 from mutants import PYTEST, ROOT, Tree
 
 SOURCES: Final = ("server", "engine", "kernels")
+MUTANTS: Final = 20
+"""Number of mutants."""
 
 type Reached = dict[str, dict[int, set[str]]]
 """Test files that run a line, by file and line; the name of a line that runs at import or in a subprocess is empty."""
@@ -123,21 +126,14 @@ def mutants(file: str, text: str) -> Iterator[Mutant]:
 
 
 def chosen(candidates: Iterable[Mutant], count: int, seed: int) -> list[Mutant]:
-    """Returns mutants of as many files as there are, and of as many kinds in each, in an order that the seed gives."""
-    by_file: dict[str, dict[str, list[Mutant]]] = defaultdict(lambda: defaultdict(list))
+    """Returns mutants of each file and kind in turn, in an order that the seed gives."""
+    groups: dict[tuple[str, str], list[Mutant]] = defaultdict(list)
     for mutant in candidates:
-        by_file[mutant.file][mutant.kind].append(mutant)
-    draw, drawn = random.Random(seed), []
-    while by_file and len(drawn) < count:
-        for file in draw.sample(sorted(by_file), len(by_file)):
-            kinds = by_file[file]
-            kind = draw.choice(sorted(kinds))
-            drawn.append(kinds[kind].pop(draw.randrange(len(kinds[kind]))))
-            if not kinds[kind]:
-                del kinds[kind]
-            if not kinds:
-                del by_file[file]
-    return drawn[:count]
+        groups[mutant.file, mutant.kind].append(mutant)
+    draw = random.Random(seed)
+    shuffled = [draw.sample(group, len(group)) for group in groups.values()]
+    turns = zip_longest(*draw.sample(shuffled, len(shuffled)))
+    return [mutant for turn in turns for mutant in turn if mutant is not None][:count]
 
 
 def subject(test: str) -> str:
@@ -213,13 +209,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--now", nargs="+", metavar="TESTS", help="paths of the working tree's tests, if others")
     parser.add_argument("--of", nargs="+", metavar="PATH", help="sources to change; by default those that TESTS mirror")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mutants", type=int, default=20, help="number of mutants")
     options = parser.parse_args(arguments)
     sources = options.of or [subject(test) for test in options.tests]
     with tempfile.TemporaryDirectory() as old, tempfile.TemporaryDirectory() as new:
         now_tree = Tree(Path(new))
         before, now = Run(Tree(Path(old), options.since), options.tests), Run(now_tree, options.now or options.tests)
-        return report(before, now, chosen(before.candidates(sources, now_tree.root), options.mutants, options.seed))
+        return report(before, now, chosen(before.candidates(sources, now_tree.root), MUTANTS, options.seed))
 
 
 def report(before: Run, now: Run, drawn: Sequence[Mutant]) -> int:

@@ -1,6 +1,6 @@
 """Trains the demo model: from the corpus to a checkpoint in the Hugging Face layout.
 
-    python tools/train_demo.py CORPUS --out DIR --minutes 90
+    python tools/train_demo.py CORPUS --out DIR
 
 The method is the corpus's RECIPE.md, with the numbers in `Recipe`. On two free CPU cores a step of 4,096 tokens takes
 0.8 s. The model card is `configs/demo/README.md`; `tools/eval_demo.py` writes its scores.
@@ -18,7 +18,6 @@ import itertools
 import json
 import lzma
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -40,15 +39,15 @@ from safetensors.numpy import save
 PAD_ID, EOS_ID, BOS_ID, UNK_ID = range(4)
 START_OF_TURN: Final = "<start_of_turn>"
 END_OF_TURN: Final = "<end_of_turn>"
+_PRINT_EVERY: Final = 300
+"""Steps between lines of progress."""
 
 type Row = Mapping[str, Any]
 """A line of the corpus: a story or a dialogue."""
 type Message = Mapping[str, str]
 """A turn of a dialogue: `role` (user or model), `content` and, for the model's turns, `skill`."""
-type Batch = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+type Batch = tuple[jax.Array | np.ndarray, ...]
 """Tokens, positions, targets (see `Rows`) and their weights."""
-type HostBatch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""A batch before it is on the device."""
 
 
 class Kind(IntEnum):
@@ -278,16 +277,11 @@ class Rows(NamedTuple):
     targets: np.ndarray
     kinds: np.ndarray
 
-    @property
-    def num_rows(self) -> int:
-        """Returns the number of rows."""
-        return len(self.tokens)
-
-    def take(self, indices: np.ndarray | slice) -> "Rows":
-        """Returns some of the rows."""
+    def take(self, indices: int | slice) -> "Rows":
+        """Returns one or some of the rows."""
         return Rows(*(x[indices] for x in self))
 
-    def batch(self, weights: Sequence[float] = (0.0, 1.0, 1.0, 1.0)) -> HostBatch:
+    def batch(self, weights: Sequence[float] = (0.0, 1.0, 1.0, 1.0)) -> Batch:
         """Returns the inputs of the loss with a weight for each `Kind`."""
         return self.tokens, self.positions, self.targets, np.array(weights, np.float32)[self.kinds]
 
@@ -368,7 +362,7 @@ class Mixture:
         for number in itertools.count():
             rng = np.random.default_rng([self._recipe.seed, 2, *name.encode(), number])
             rows = pack([documents[i] for i in rng.permutation(len(documents))], self._recipe.length)
-            yield from (Rows(*(x[row] for x in rows)) for row in rng.permutation(rows.num_rows))
+            yield from map(rows.take, rng.permutation(len(rows.tokens)))
 
 
 # --- the model
@@ -411,20 +405,17 @@ class Trainer:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self._graph, self._abstract = abstract_model(recipe.model, jnp.dtype(jnp.float32))
-        self._graphs = {
-            phase.window: abstract_model(
-                replace(recipe.model, window=phase.window or recipe.window), jnp.dtype(jnp.float32)
-            )[0]
-            for phase in recipe.phases
-        }
+        self._graphs = {}
+        for window in {0, *(phase.window for phase in recipe.phases)}:
+            config = replace(recipe.model, window=window or recipe.window)
+            self._graphs[window], self._abstract = abstract_model(config, jnp.dtype(jnp.float32))
         self._optimizer = optax.chain(
             optax.clip_by_global_norm(recipe.clip_norm),
             optax.scale_by_adam(b1=0.9, b2=0.95, eps=1e-8),
             optax.add_decayed_weights(recipe.weight_decay, decayed),
         )
         self._step = jax.jit(self._update, donate_argnums=0, static_argnames="window")
-        self._sums = jax.jit(lambda params, batch: cross_entropy(nnx.merge(self._graph, params), batch))
+        self._sums = jax.jit(lambda params, batch: cross_entropy(nnx.merge(self._graphs[0], params), batch))
 
     def start(self) -> Trained:
         """Returns the state before the first step."""
@@ -432,7 +423,7 @@ class Trainer:
         return Trained(params, jax.tree.map(jnp.copy, params), self._optimizer.init(params))
 
     def step(
-        self, trained: Trained, batch: HostBatch, rate: float, average_decay: float, window: int = 0
+        self, trained: Trained, batch: Batch, rate: float, average_decay: float, window: int = 0
     ) -> tuple[Trained, float]:
         """Runs one step (AdamW) and returns the batch's mean loss before it. `trained` is donated.
 
@@ -448,9 +439,9 @@ class Trainer:
     def loss(self, params: Params, rows: Rows) -> float:
         """Returns the mean loss over rows, in batches of the training's shape, the last one padded with zeros."""
         size, total, weight = self.recipe.rows, 0.0, 0.0
-        for start in range(0, rows.num_rows, size):
+        for start in range(0, len(rows.tokens), size):
             part = rows.take(slice(start, start + size))
-            missing = ((0, size - part.num_rows), (0, 0))
+            missing = ((0, size - len(part.tokens)), (0, 0))
             sums = self._sums(params, tuple(np.pad(x, missing) for x in part.batch()))
             total, weight = total + float(sums[0]), weight + float(sums[1])
         return total / max(weight, 1.0)
@@ -472,64 +463,32 @@ class Trainer:
 # --- the training
 
 
-@dataclass(slots=True)
-class Tally:
-    """Progress: steps, tokens without padding, and seconds."""
-
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Duration of the training: a number of steps, or seconds, over which the same schedule is stretched."""
-
-    seconds: float = math.inf
-    steps: int | None = None
-
-    def progress(self, tally: Tally) -> float:
-        """Returns the completed fraction of the training."""
-        return tally.seconds / self.seconds if self.steps is None else tally.steps / self.steps
-
-
-def train(
-    trainer: Trainer,
-    sources: Mapping[str, Sequence[Document]],
-    budget: Budget,
-    print_every: float = 240.0,
-) -> tuple[Trained, Tally]:
-    """Trains until the budget is spent, and prints its progress.
+def train(trainer: Trainer, sources: Mapping[str, Sequence[Document]], steps: int) -> Trained:
+    """Trains for a number of steps, over which the recipe's schedule is stretched, and prints its progress.
 
     Args:
       trainer: The compiled recipe.
       sources: Documents by the names in the recipe's shares.
-      budget: Duration.
-      print_every: Seconds between lines of progress.
+      steps: Number of steps.
 
     Raises:
       FloatingPointError: The loss is not finite.
     """
-    recipe, trained, tally = trainer.recipe, trainer.start(), Tally()
+    recipe, trained, tokens = trainer.recipe, trainer.start(), 0
     mixture = Mixture(sources, recipe)
-    last = printed = time.monotonic()
-    while (progress := budget.progress(tally)) < 1.0:
-        rows = mixture.batch(tally.steps, progress)
+    for step in range(steps):
+        progress = step / steps
+        rows = mixture.batch(step, progress)
         average_decay = recipe.average_decay if progress >= recipe.average_from else 0.0
         phase = recipe.phase(progress)
-        rate = recipe.rate(tally.steps, progress)
+        rate = recipe.rate(step, progress)
         trained, loss = trainer.step(trained, rows.batch(phase.weights), rate, average_decay, phase.window)
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} after {tally.steps} steps")
-        now = time.monotonic()
-        tally.steps += 1
-        tally.tokens += int((rows.positions >= 0).sum())
-        tally.seconds += now - last
-        last = now
-        if now - printed > print_every:
-            printed = now
-            print(f"{progress:6.1%} step {tally.steps}, {tally.tokens / 1e6:.2f} M tokens, loss {loss:.3f}", flush=True)
-    return trained, tally
+            raise FloatingPointError(f"the loss is {loss} after {step + 1} steps")
+        tokens += int((rows.positions >= 0).sum())
+        if (step + 1) % _PRINT_EVERY == 0 or step + 1 == steps:
+            print(f"{step + 1} of {steps} steps, {tokens / 1e6:.2f} M tokens, loss {loss:.3f}", flush=True)
+    return trained
 
 
 # --- the checkpoint
@@ -583,19 +542,17 @@ def short_recall(encoder: Encoder, dialogues: Sequence[Row], limit: int = 256) -
     return [document for d in chosen if len((document := encoder.dialogue(d["messages"])).ids) <= limit]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description="Trains the demo model: from the corpus to a checkpoint.")
     parser.add_argument("corpus", type=Path, help="directory of the corpus, with RECIPE.md")
     parser.add_argument("--out", type=Path, required=True, help="directory for the checkpoint")
-    parser.add_argument("--minutes", type=float, default=90.0, help="training time (default: 90)")
-    parser.add_argument("--steps", type=int, help="train this many steps, however long they take")
-    options = parser.parse_args(arguments)
-    budget = Budget(seconds=60.0 * options.minutes, steps=options.steps)
-    run(Recipe(), options.corpus, options.out, budget)
+    parser.add_argument("--steps", type=int, default=4268, help="number of steps (default: %(default)s)")
+    options = parser.parse_args()
+    run(Recipe(), options.corpus, options.out, options.steps)
 
 
-def run(recipe: Recipe, corpus: Path, out: Path, budget: Budget) -> None:
+def run(recipe: Recipe, corpus: Path, out: Path, steps: int) -> None:
     """Runs everything from the corpus to a checkpoint, and prints the figures of its card."""
     stories, dialogues, books, val_stories, val_dialogues = (
         read_rows(corpus / f"{name}.jsonl.xz")
@@ -620,14 +577,13 @@ def run(recipe: Recipe, corpus: Path, out: Path, budget: Budget) -> None:
         ),
     }
     trainer = Trainer(recipe)
-    trained, tally = train(trainer, sources, budget)
+    trained = train(trainer, sources, steps)
     export(out, recipe, trained.average, encoder.end_of_turn)
     stored = jax.tree.map(lambda p: p.astype(jnp.float32), rounded(trained.average))
     for name, rows in validation.items():
         wide, narrow = trainer.loss(trained.average, rows), trainer.loss(stored, rows)
         print(f"{name}: {wide:.4f} in float32, {narrow:.4f} in bfloat16")
     write_attribution(out / "ATTRIBUTION.md", books)
-    print(f"{tally.steps} steps, {tally.tokens / 1e6:.1f} million tokens, {tally.seconds / 60:.0f} minutes")
 
 
 if __name__ == "__main__":
