@@ -5,9 +5,9 @@
 
 Answers are greedy, of at most 300 tokens. `--card configs/demo/README.md` writes the scores into the model card.
 
-A line of the list has the `skill` that it tests, the `messages` before the answer, and what the answer must be: `expect`
-if `match` is "exact", or else a text of at least `min_chars` with `expect` in it. The model has never seen the wording
-of `stretch` questions, which are counted separately.
+A line of the list has the `skill` that it tests, the `messages` before the answer, and what the answer must be:
+`expect` if `match` is "exact", or else a text of at least `min_chars` with `expect` in it. The model has never seen the
+wording of `stretch` questions, which are counted separately.
 """
 
 import argparse

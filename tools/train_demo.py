@@ -46,7 +46,7 @@ type Row = Mapping[str, Any]
 """A line of the corpus: a story or a dialogue."""
 type Message = Mapping[str, str]
 """A turn of a dialogue: `role` (user or model), `content` and, for the model's turns, `skill`."""
-type Batch = tuple[jax.Array | np.ndarray, ...]
+type Batch = tuple[Any, Any, Any, Any]
 """Tokens, positions, targets (see `Rows`) and their weights."""
 
 

@@ -116,7 +116,7 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> 
     deadline = time.monotonic() + _READY_S
     while not _is_ready(url):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{process.args} did not start:\n{log.read_text()[-2000:]}")
+            raise RuntimeError(f"`{process.args!r}` did not start:\n{log.read_text()[-2000:]}")
         time.sleep(0.1)
 
 
