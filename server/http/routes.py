@@ -6,7 +6,7 @@
 import html
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypedDict
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.routing import APIRoute
@@ -122,15 +122,24 @@ def page[Item](
     if after is not None:
         start = 1 + next((place for place, item in enumerate(ordered) if id_of(item) == after), -1)
         if not start:
-            raise no_such_entry(after)
+            return page_object(None, after, id_of=id_of, describe=describe)
     end = start + limit
-    return page_object(Page(ordered[start:end], end < len(ordered)), id_of=id_of, describe=describe)
+    return page_object(Page(ordered[start:end], end < len(ordered)), after, id_of=id_of, describe=describe)
 
 
 def page_object[Item](
-    found: Page[Item], *, id_of: Callable[[Item], str], describe: Callable[[Item], Any]
+    found: Page[Item] | None, after: str | None, *, id_of: Callable[[Item], str], describe: Callable[[Item], Any]
 ) -> dict[str, Any]:
-    """Returns a page in the form that clients receive."""
+    """Returns a page in the form that clients receive.
+
+    Args:
+      found: The page; None if the list has no item `after`.
+
+    Raises:
+      ApiError: 400, there is no such page.
+    """
+    if found is None:
+        raise bad_value("after", f"after: the list has no item with the id {after!r}")
     return {
         "object": "list",
         "data": [describe(item) for item in found.items],
@@ -138,11 +147,6 @@ def page_object[Item](
         "last_id": id_of(found.items[-1]) if found.items else "",
         "has_more": found.has_more,
     }
-
-
-def no_such_entry(after: str | None) -> ApiError:
-    """Returns a 400 for a page that follows an entry which the list does not have."""
-    return bad_value("after", f"after: the list has no item with the id {after!r}")
 
 
 type Responses = dict[int | str, dict[str, Any]]
@@ -155,6 +159,26 @@ _COMPONENT: Final = "#/components/schemas/{model}"
 
 described: Final = with_config(ConfigDict(use_attribute_docstrings=True))
 """Class decorator of a `TypedDict` whose fields have docstrings, which become their descriptions."""
+
+
+@described
+class ListPage[Entry](TypedDict):
+    """One page of a list."""
+
+    object: Literal["list"]
+    """Kind of object."""
+
+    data: list[Entry]
+    """Entries of the page."""
+
+    first_id: str
+    """Id of the page's first entry; empty if there is none."""
+
+    last_id: str
+    """Id of the page's last entry, which `after` takes for the next page."""
+
+    has_more: bool
+    """Whether more entries follow."""
 
 
 def success(model: Any) -> Responses:

@@ -1,8 +1,9 @@
 """Schemas of the responses of OpenAI's API, for `/openapi.json`. The builders write responses without validation."""
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from ..generation.logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprob
+from ..http.routes import described
 
 
 class PromptTokensDetails(TypedDict):
@@ -32,6 +33,37 @@ class Usage(TypedDict):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails
+
+
+@described
+class ItemUsage(TypedDict):
+    """Numbers of tokens of a response of `/v1/responses`, or of all responses of a batch."""
+
+    input_tokens: int
+    """Prompt tokens."""
+
+    input_tokens_details: dict[str, int]
+    """`cached_tokens`: prompt tokens served from the prefix cache."""
+
+    output_tokens: int
+    """Generated tokens."""
+
+    output_tokens_details: dict[str, int]
+    """`reasoning_tokens`: always 0, as the model does not reason."""
+
+    total_tokens: int
+    """Sum of both."""
+
+
+def item_usage(input_tokens: int, cached_tokens: int = 0, output_tokens: int = 0) -> ItemUsage:
+    """Returns the numbers of tokens with their details."""
+    return {
+        "input_tokens": input_tokens,
+        "input_tokens_details": {"cached_tokens": cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": output_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": input_tokens + output_tokens,
+    }
 
 
 class ChoiceEnd(TypedDict):
@@ -141,16 +173,6 @@ class Completion(ReportFields):
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
     usage: NotRequired[Usage | None]
-
-
-class ItemList(TypedDict):
-    """One page of a list."""
-
-    object: Literal["list"]
-    data: list[dict[str, Any]]
-    first_id: str
-    last_id: str
-    has_more: bool
 
 
 class DeletedObject(TypedDict):

@@ -121,19 +121,10 @@ class Table[Record]:
     @property
     def statements(self) -> Iterator[str]:
         """Statements that create the table."""
-        return self.statements_without()
-
-    def statements_without(self, *later: str) -> Iterator[str]:
-        """Yields the statements that create the table without the columns that a later upgrade adds."""
-        kinds = {**self._types, **self._extra}
-        columns = [f"{name} {_sql_type(kind)}" for name, kind in kinds.items() if name not in later]
+        columns = [f"{name} {_sql_type(kind)}" for name, kind in {**self._types, **self._extra}.items()]
         yield f"CREATE TABLE {self.name} ({', '.join(columns)}, PRIMARY KEY ({', '.join(self._key)}))"
         for suffix, on in self._indexes.items():
             yield f"CREATE INDEX {self.name}_{suffix} ON {self.name} {on}"
-
-    def added(self, name: str) -> str:
-        """Returns the statement with which a later upgrade adds a column, of numbers or of values that may be None."""
-        return f"ALTER TABLE {self.name} ADD COLUMN {name} {_sql_type({**self._types, **self._extra}[name])}"
 
     def of(self, row: Sequence[Any]) -> Record:
         """Returns the record of a row with the record's columns."""

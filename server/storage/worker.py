@@ -124,17 +124,15 @@ class Claimed(Protocol):
 
 @runtime_checkable
 class WorkKind[C: Claimed](Protocol):
-    """A kind of work, as the loop knows it."""
+    """A kind of work, as the loop knows it.
 
-    @property
-    def pause_s(self) -> float:
-        """Maximum seconds between two looks for work."""
-        return RENEW_S
+    Attributes:
+      pause_s: Maximum seconds between two looks for work.
+      others_s: Seconds for which a suspect waits for other units to end. After that it runs together with them.
+    """
 
-    @property
-    def others_s(self) -> float | None:
-        """Seconds for which a suspect waits for other units to end. After that it runs together with them."""
-        return None
+    pause_s: float = RENEW_S
+    others_s: float | None = None
 
     @property
     def gives_way(self) -> bool:

@@ -89,7 +89,8 @@ def _tool_options(body: CountTokensBody) -> ToolOptions:
 
 
 def _conversation(body: CountTokensBody) -> Conversation:
-    ending = Ending(add_header=not body.continues_message, stay_open=body.continues_message)
+    is_continued = body.messages[-1].role == "assistant"
+    ending = Ending(add_header=not is_continued, stay_open=is_continued)
     return Conversation(body.as_messages(), ending, _tool_options(body))
 
 

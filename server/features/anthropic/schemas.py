@@ -310,11 +310,6 @@ class CountTokensBody(Body):
                 if isinstance(block, OtherBlock) and block.type not in _THINKING:
                     yield f"messages[{index}]: {block.type}"
 
-    @property
-    def continues_message(self) -> bool:
-        """Whether the last message is the assistant's, and the output continues it."""
-        return self.messages[-1].role == "assistant"
-
 
 class MessagesBody(CountTokensBody, SamplingFields):
     """Body of `POST /v1/messages`. `min_p` and the fields of `SamplingFields` are extensions, as in chat.

@@ -17,7 +17,7 @@ from ...generation.admission import admission
 from ...generation.service import Service
 from ...http import routes
 from ...http.multipart import UploadReader
-from ...http.routes import After, AnyService, JsonRoute, QueryOrder, no_such_entry, page_object
+from ...http.routes import After, AnyService, JsonRoute, ListPage, QueryOrder, page_object
 from ...openai.response_schemas import DeletedObject
 from ...schemas.body import Fields
 from ...storage.objects import PageSpec
@@ -184,26 +184,6 @@ class FileObject(TypedDict):
     """Every line of the file was checked."""
 
 
-@routes.described
-class FileList(TypedDict):
-    """One page of files."""
-
-    object: Literal["list"]
-    """Kind of object."""
-
-    data: list[FileObject]
-    """Files of the page."""
-
-    first_id: str
-    """Id of the page's first file; empty if there is none."""
-
-    last_id: str
-    """Id of the page's last file, which `after` takes for the next page."""
-
-    has_more: bool
-    """Whether more files follow."""
-
-
 router = APIRouter(route_class=JsonRoute)
 
 
@@ -236,7 +216,7 @@ async def upload_file(request: Request, service: AnyService, batches: Batches) -
         return _described(await _receive(request, service, batches))
 
 
-@router.get(PATH, response_model=FileList)
+@router.get(PATH, response_model=ListPage[FileObject])
 async def list_files(
     batches: Batches,
     limit: Annotated[int, Query(ge=1, le=10_000, description="Maximum number of entries of a page.")] = 10_000,
@@ -249,9 +229,7 @@ async def list_files(
     """Lists the tenant's files, page by page."""
     only = {} if purpose is None else {"purpose": purpose}
     found = await batches.files.page(PageSpec(limit, after, order == "desc"), **only)
-    if found is None:
-        raise no_such_entry(after)
-    return page_object(found, id_of=lambda each: each.id, describe=_described)
+    return page_object(found, after, id_of=lambda each: each.id, describe=_described)
 
 
 @router.get("/v1/files/{file_id}", response_model=FileObject)

@@ -128,10 +128,7 @@ class LineKind(WorkKind[LineClaim]):
         self._service = service
         self._batches = batches
         self._app = app
-
-    @property
-    def pause_s(self) -> float:
-        return _PAUSE_S if self._batches.files.database.is_shared else RENEW_S
+        self.pause_s = _PAUSE_S if batches.files.database.is_shared else RENEW_S
 
     @property
     def gives_way(self) -> bool:

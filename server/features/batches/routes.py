@@ -10,7 +10,8 @@ from ...errors import kinds
 from ...errors.request_errors import bad_value
 from ...generation.admission import stored_json
 from ...http import routes
-from ...http.routes import After, AnyService, JsonRoute, Limit, QueryOrder, no_such_entry, page_object
+from ...http.routes import After, AnyService, JsonRoute, Limit, ListPage, QueryOrder, page_object
+from ...openai.response_schemas import ItemUsage, item_usage
 from ...schemas.body import Fields, Metadata
 from ...storage.objects import PageSpec, missing
 from .batch_lines import BatchUrl
@@ -54,42 +55,6 @@ class RequestCounts(TypedDict):
 
     failed: int
     """Number of lines with an error."""
-
-
-@routes.described
-class InputTokensDetails(TypedDict):
-    """Parts of the input tokens."""
-
-    cached_tokens: int
-    """Prompt tokens served from the prefix cache."""
-
-
-@routes.described
-class OutputTokensDetails(TypedDict):
-    """Parts of the output tokens."""
-
-    reasoning_tokens: int
-    """Always 0: the model does not reason."""
-
-
-@routes.described
-class BatchUsage(TypedDict):
-    """Tokens of the responses of a batch."""
-
-    input_tokens: int
-    """Prompt tokens."""
-
-    input_tokens_details: InputTokensDetails
-    """Parts of the prompt tokens."""
-
-    output_tokens: int
-    """Generated tokens."""
-
-    output_tokens_details: OutputTokensDetails
-    """Parts of the generated tokens."""
-
-    total_tokens: int
-    """Sum of both."""
 
 
 @routes.described
@@ -181,31 +146,11 @@ class BatchObject(TypedDict):
     request_counts: RequestCounts
     """Numbers of its lines."""
 
-    usage: BatchUsage
+    usage: ItemUsage
     """Tokens of the lines that have ended until now."""
 
     metadata: dict[str, str]
     """The client's own strings."""
-
-
-@routes.described
-class BatchList(TypedDict):
-    """One page of batches."""
-
-    object: Literal["list"]
-    """Kind of object."""
-
-    data: list[BatchObject]
-    """Batches of the page."""
-
-    first_id: str
-    """Id of the page's first batch; empty if there is none."""
-
-    last_id: str
-    """Id of the page's last batch, which `after` takes for the next page."""
-
-    has_more: bool
-    """Whether more batches follow."""
 
 
 router = APIRouter(route_class=JsonRoute)
@@ -242,7 +187,7 @@ def _seconds(window: str, most_s: float) -> float:
     return window_s
 
 
-@router.get("/v1/batches", response_model=BatchList)
+@router.get("/v1/batches", response_model=ListPage[BatchObject])
 async def list_batches(
     batches: Batches,
     limit: Limit = 20,
@@ -251,9 +196,7 @@ async def list_batches(
 ) -> dict[str, Any]:
     """Lists the tenant's batches, page by page."""
     found = await batches.batches.page(PageSpec(limit, after, order == "desc"))
-    if found is None:
-        raise no_such_entry(after)
-    return page_object(found, id_of=lambda each: each.id, describe=_described)
+    return page_object(found, after, id_of=lambda each: each.id, describe=_described)
 
 
 @router.get("/v1/batches/{batch_id}", response_model=BatchObject)
@@ -302,13 +245,7 @@ def _described(batch: BatchRecord, shortage: str | None = None) -> dict[str, Any
             "completed": batch.num_completed,
             "failed": batch.num_failed,
         },
-        "usage": {
-            "input_tokens": batch.input_tokens,
-            "input_tokens_details": {"cached_tokens": batch.cached_tokens},
-            "output_tokens": batch.output_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": batch.input_tokens + batch.output_tokens,
-        },
+        "usage": item_usage(batch.input_tokens, batch.cached_tokens, batch.output_tokens),
         "metadata": stored_json(batch.metadata),
     }
 

@@ -50,10 +50,7 @@ class AdoptionKind(WorkKind[Adoption]):
         self._service = service
         self._responses = responses
         self._may_claim = False
-
-    @property
-    def others_s(self) -> float | None:
-        return _OTHERS_S
+        self.others_s = _OTHERS_S
 
     def alone_s(self, claim: Adoption) -> float | None:
         return min(_FIRST_ALONE_S * 2 ** (claim.claim.num_deaths - SUSPECT_DEATHS), _MAX_ALONE_S)

@@ -14,6 +14,7 @@ from ...generation.delta import Delta, DeltaJoiner
 from ...generation.logprobs import ResponseTokenLogprob, response_logprobs
 from ...generation.spec import GenerationSpec
 from ...http.responses import ResponseBuilder, SseEncoder
+from ...openai.response_schemas import ItemUsage, item_usage
 from ...text.chat_format import ConversationMessage, FunctionCall
 from ...text.served_model import ServedModel
 from .body import ResponseBody
@@ -48,16 +49,6 @@ class OutputFunctionCall(TypedDict):
     name: str
     arguments: str
     status: str
-
-
-class ResponseUsage(TypedDict):
-    """Numbers of tokens of a response."""
-
-    input_tokens: int
-    input_tokens_details: dict[str, int]
-    output_tokens: int
-    output_tokens_details: dict[str, int]
-    total_tokens: int
 
 
 class StoredError(TypedDict):
@@ -106,7 +97,7 @@ class ResponseObject(TypedDict):
     top_logprobs: int
     top_p: float
     truncation: str
-    usage: ResponseUsage | None
+    usage: ItemUsage | None
     user: str | None
     conversation: NotRequired[ResponseConversation]
     inexact: NotRequired[bool]
@@ -135,7 +126,7 @@ class CompactedInput(TypedDict):
     object: Literal["response.compaction"]
     created_at: int
     output: list[CompactionOutput]
-    usage: ResponseUsage
+    usage: ItemUsage
 
 
 class ResponseEvent(TypedDict):
@@ -169,17 +160,6 @@ def new_response_id() -> str:
     return f"resp_{admission.get().new_id('response')}"
 
 
-def usage_of(input_tokens: int, cached_tokens: int = 0, output_tokens: int = 0) -> dict[str, Any]:
-    """Returns the numbers of tokens of a response."""
-    return {
-        "input_tokens": input_tokens,
-        "input_tokens_details": {"cached_tokens": cached_tokens, "cache_write_tokens": 0},
-        "output_tokens": output_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": input_tokens + output_tokens,
-    }
-
-
 def error_event(error: ApiError, number: int) -> dict[str, Any]:
     """Returns the event that ends a stream which could not be sent to its end.
 
@@ -188,12 +168,6 @@ def error_event(error: ApiError, number: int) -> dict[str, Any]:
     """
     detail = error.body["error"]
     return {"type": "error", "sequence_number": number, **{name: detail[name] for name in ("code", "message", "param")}}
-
-
-def compacted(output: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
-    """Returns the result of a compaction."""
-    fields = {"id": new_response_id(), "object": "response.compaction", "created_at": int(time.time())}
-    return {**fields, "output": output, "usage": usage}
 
 
 class ResponsesBuilder(ResponseBuilder):
@@ -340,7 +314,7 @@ class ResponsesBuilder(ResponseBuilder):
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
             completed_at=None if cut else int(time.time()),
             output=self._call_items(choice.calls, status) or [self._item(status, [self._part(choice)])],
-            usage=usage_of(len(self._spec.prompts[0].token_ids), choice.num_cached, len(choice.token_ids)),
+            usage=item_usage(len(self._spec.prompts[0].token_ids), choice.num_cached, len(choice.token_ids)),
         )
 
     def _text_chunks(self) -> Iterator[dict[str, Any]]:

@@ -60,15 +60,11 @@ class CheckpointFiles:
         """Returns the checkpoint in a file; None if the file cannot be used."""
         try:
             return await self._run(lambda: formats.load(self._path(name).read_bytes(), name, self._key))
-        except FileNotFoundError:
-            reason = "is missing"
-        except StateFileError as error:
-            reason = str(error)
-        except OSError as error:
-            reason = f"cannot be read ({error.strerror})"
-        self._stats.checkpoint_errors += 1
-        _logger.warning("checkpoint %s %s: the response is decoded again from its start", name, reason)
-        return None
+        except (OSError, StateFileError) as error:
+            self._stats.checkpoint_errors += 1
+            text = "checkpoint %s cannot be used (%s): the response is decoded again from its start"
+            _logger.warning(text, name, error)
+            return None
 
     async def delete(self, name: str) -> None:
         """Deletes a file, if it is there."""

@@ -21,7 +21,6 @@ class StoreStats:
       fencing_refusals: Number of this replica's writes that were refused because of their fencing number.
       running: Number of running responses of all replicas.
       orphaned: Number of running responses without a live owner.
-      abandoned: Number of running responses that have had no live owner for too long.
       unattended: Number of running responses that this replica owns in the database, but that none of its tasks runs.
       checkpoints: Number of checkpoint files that this replica wrote.
       checkpoint_bytes: Bytes of these files.
@@ -35,7 +34,6 @@ class StoreStats:
     fencing_refusals: int = 0
     running: int = 0
     orphaned: int = 0
-    abandoned: int = 0
     unattended: int = 0
     checkpoints: int = 0
     checkpoint_bytes: int = 0

@@ -12,8 +12,8 @@ from pydantic import Field
 from ...errors.request_errors import warn_all
 from ...generation.admission import admission, stored_json
 from ...http.responses import json_response, to_json, until_disconnect
-from ...http.routes import After, JsonRoute, Limit, QueryOrder, described, no_such_entry, page_object, success
-from ...openai.response_schemas import DeletedObject, ItemList
+from ...http.routes import After, JsonRoute, Limit, ListPage, QueryOrder, described, page_object, success
+from ...openai.response_schemas import DeletedObject
 from ...schemas.body import Fields, Metadata
 from ...storage.objects import Page, PageSpec
 from ...tenants import tenant
@@ -109,7 +109,7 @@ async def delete_conversation(conversation_id: str, responses: Responses) -> Del
     return DeletedObject(id=conversation_id, object="conversation.deleted", deleted=True)
 
 
-@router.post("/v1/conversations/{conversation_id}/items", responses=success(ItemList))
+@router.post("/v1/conversations/{conversation_id}/items", responses=success(ListPage[dict[str, Any]]))
 async def create_conversation_items(
     conversation_id: str, body: ItemsBody, responses: Responses, request: Request
 ) -> Response:
@@ -119,7 +119,7 @@ async def create_conversation_items(
     return _listed(Page(items, has_more=False))
 
 
-@router.get("/v1/conversations/{conversation_id}/items", responses=success(ItemList))
+@router.get("/v1/conversations/{conversation_id}/items", responses=success(ListPage[dict[str, Any]]))
 async def list_conversation_items(
     conversation_id: str,
     responses: Responses,
@@ -131,10 +131,8 @@ async def list_conversation_items(
     conversations = responses.store.conversations
     await conversations.get(conversation_id)
     found = await conversations.items(conversation_id, PageSpec(limit, after, order == "desc"))
-    if found is None:
-        raise no_such_entry(after)
-    await admission.get().keep(sum(len(item.text) for item in found.items))
-    return _listed(found)
+    await admission.get().keep(sum(len(item.text) for item in found.items) if found else 0)
+    return _listed(found, after)
 
 
 @router.get("/v1/conversations/{conversation_id}/items/{item_id}", responses=success(ConversationItem))
@@ -169,9 +167,9 @@ async def _items(body: ItemsBody, responses: OpenResponses, request: Request) ->
         return items
 
 
-def _listed(found: Page[Item]) -> Response:
+def _listed(found: Page[Item] | None, after: str | None = None) -> Response:
     return json_response(
-        page_object(found, id_of=lambda item: item.id, describe=lambda item: orjson.Fragment(item.text))
+        page_object(found, after, id_of=lambda item: item.id, describe=lambda item: orjson.Fragment(item.text))
     )
 
 

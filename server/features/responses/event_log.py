@@ -251,25 +251,17 @@ class LogFollowers:
 
         Raises:
           ApiError: The event is no longer kept, or the event before it does not exist yet.
+          StoreUnavailableError: The database is unavailable.
         """
         key = tenant.get(), response_id
         if number or not self._database.is_shared:
-            await self.check(key, number)
+            first, end = await self._database.run(lambda each: kept_events(each, key))
+            if number > end:
+                log = f"the last event so far has number {end - 1}" if end else "there is no event yet"
+                raise bad_value("starting_after", f"{log}: send starting_after={end - 1} or less")
+            if number < first:
+                raise _dropped(first)
         return self.events(key, number, pause_s)
-
-    async def check(self, key: Name, number: int) -> None:
-        """Checks that a log may be followed from an event.
-
-        Raises:
-          ApiError: The event was dropped, or the log ends before the event that precedes this one.
-          StoreUnavailableError: The database is unavailable.
-        """
-        first, end = await self._database.run(lambda each: kept_events(each, key))
-        if number > end:
-            log = f"the last event so far has number {end - 1}" if end else "there is no event yet"
-            raise bad_value("starting_after", f"{log}: send starting_after={end - 1} or less")
-        if number < first:
-            raise _dropped(first)
 
     async def events(self, key: Name, number: int, pause_s: float) -> AsyncGenerator[bytes | None]:
         """Yields the event of this number and all later ones, and None whenever the next takes longer than `pause_s`.

@@ -183,16 +183,9 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         return found
 
     async def note_running(self) -> None:
-        """Counts running responses for metrics, and logs when the number of abandoned ones has grown."""
-        stats, patience_s = self.stats, self._adopt_after_s + 2 * LEASE_S
-        stats.unattended, earlier = self.leases.num_strays, stats.abandoned
-        count = partial(response_table.count_running, patience_s=patience_s)
-        stats.running, stats.orphaned, stats.abandoned = await self.database.run(count)
-        if stats.abandoned > earlier:
-            text = (
-                "%d background responses have waited for over %g s: no replica that serves their model has a free slot"
-            )
-            _logger.warning(text, stats.abandoned, patience_s)
+        """Counts running responses for metrics."""
+        self.stats.unattended = self.leases.num_strays
+        self.stats.running, self.stats.orphaned = await self.database.run(response_table.count_running)
 
     async def expire(self) -> None:
         """Deletes responses and conversations beyond the limits, and checkpoint files that no response refers to."""

@@ -388,16 +388,10 @@ def running_of(transaction: Transaction, tenant: str) -> tuple[int, int]:
     return int(count), int(own_bytes) + int(log_bytes)
 
 
-def count_running(transaction: Transaction, patience_s: float) -> tuple[int, int, int]:
-    """Returns the numbers of running responses of all replicas: all, those without an owner, and those long without
-    one.
-
-    Args:
-      patience_s: Seconds without an owner after which a response counts as long without one.
-    """
-    waiting = f"{_GENERATED} AND {IS_WAITING}"
-    orphaned, abandoned = (RUNNING.count(transaction, waiting, seconds) for seconds in (0.0, patience_s))
-    return RUNNING.count(transaction, _GENERATED), orphaned, abandoned
+def count_running(transaction: Transaction) -> tuple[int, int]:
+    """Returns the numbers of running responses of all replicas: all, and those without an owner."""
+    orphaned = RUNNING.count(transaction, f"{_GENERATED} AND {IS_WAITING}", 0.0)
+    return RUNNING.count(transaction, _GENERATED), orphaned
 
 
 def expired(transaction: Transaction, bounds: Bounds, max_age_s: float) -> list[Name]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -17,9 +18,9 @@ from ...generation.admission import admission, stored_json
 from ...generation.prompts import Prompt
 from ...generation.state_store import StoredState
 from ...http.responses import EventStream, json_response, respond, to_json, until_disconnect
-from ...http.routes import After, JsonRoute, Limit, QueryOrder, ReadyService, page, streamable, success
+from ...http.routes import After, JsonRoute, Limit, ListPage, QueryOrder, ReadyService, page, streamable, success
 from ...openai.completions import check_stream_options
-from ...openai.response_schemas import DeletedObject, ItemList
+from ...openai.response_schemas import DeletedObject, item_usage
 from ...schemas.body import MAX_MESSAGES
 from ...storage.objects import missing
 from ...storage.work import Lease
@@ -35,10 +36,8 @@ from .builder import (
     ResponseEvent,
     ResponseObject,
     ResponsesBuilder,
-    compacted,
     error_event,
     new_response_id,
-    usage_of,
 )
 from .conversations import Turn
 from .event_log import LogEnd
@@ -158,7 +157,7 @@ async def get_response(
         return await _follow(responses, request, resources, response_id, number)
 
 
-@router.get("/v1/responses/{response_id}/input_items", responses=success(ItemList))
+@router.get("/v1/responses/{response_id}/input_items", responses=success(ListPage[dict[str, Any]]))
 async def list_input_items(
     response_id: str,
     responses: Responses,
@@ -246,8 +245,8 @@ async def compact_input(body: CompactBody, responses: Responses, request: Reques
         if found.state is not None:
             raise bad_value("input", "a conversation that continues a saved state cannot be compacted")
         output = [await responses.service.workers.run(lambda: compaction_of(found.messages))]
-        usage = usage_of(len(found.prompt.token_ids))
-    return json_response(compacted(output, usage))
+        fields = {"id": new_response_id(), "object": "response.compaction", "created_at": int(time.time())}
+        return json_response({**fields, "output": output, "usage": item_usage(len(found.prompt.token_ids))})
 
 
 async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: str, lease: Lease | None) -> Prepared:

@@ -10,7 +10,7 @@ from ...errors.request_errors import bad_value, body_too_large
 from ...feature import Feature
 from ...generation.admission import Admission, admission
 from ...http.responses import SlicedResponse
-from ...http.routes import After, AnyService, JsonRoute, Limit, QueryOrder, ReadyService, described, page
+from ...http.routes import After, AnyService, JsonRoute, Limit, ListPage, QueryOrder, ReadyService, described, page
 from ...openai.response_schemas import DeletedObject
 from ...schemas.body import Body, Count
 from ...tenants import tenant
@@ -74,33 +74,13 @@ class StateObject(TypedDict):
     messages gives the same tokens, except that a model may have chosen others for the text of a reply."""
 
 
-@described
-class StateList(TypedDict):
-    """One page of the saved states."""
-
-    object: Literal["list"]
-    """Kind of object."""
-
-    data: list[StateObject]
-    """States of the page."""
-
-    first_id: str
-    """Id of the page's first state; empty if there is none."""
-
-    last_id: str
-    """Id of the page's last state, which `after` takes for the next page."""
-
-    has_more: bool
-    """Whether more states follow."""
-
-
 @router.post("/v1/states", response_model=StateObject)
 async def save_state(body: StateBody, service: ReadyService) -> dict[str, Any]:
     """Saves the state of a choice that is running or ended recently, up to the tokens whose text was sent whole."""
     return (await service.save_state(body.request_id, body.index)).described()
 
 
-@router.get("/v1/states", response_model=StateList)
+@router.get("/v1/states", response_model=ListPage[StateObject])
 async def list_states(
     service: AnyService,
     limit: Limit = 20,

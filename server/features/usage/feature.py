@@ -72,17 +72,8 @@ async def usage(database: UsageDatabase, start: Day = None, end: Day = None) -> 
     rows = await database.run(read, timeout_s=REPLY_S)
     if len(rows) > _MAX_ROWS:
         raise bad_value("start", f"start and end must be nearer to each other: there are more than {_MAX_ROWS} rows")
-    data = [
-        {
-            "date": day,
-            "tenant": tenant,
-            "requests": found.num_requests,
-            "prompt_tokens": found.prompt_tokens,
-            "cached_tokens": found.cached_tokens,
-            "completion_tokens": found.completion_tokens,
-        }
-        for day, tenant, found in rows
-    ]
+    names = UsageRow.__annotations__  # in the order of the counts
+    data = [dict(zip(names, (day, tenant, *found), strict=True)) for day, tenant, found in rows]
     return {"object": "list", "start": start, "end": end, "data": data}
 
 

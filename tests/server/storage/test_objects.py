@@ -82,22 +82,6 @@ def test_a_record_comes_back_as_it_was(run: Run, toy: Toy) -> None:
     assert rows(run, "SELECT is_new, num_parts, buyer FROM roost_toys") == [(int(toy.is_new), 0, None)]
 
 
-@pytest.mark.parametrize("column", ["name", "num_parts", "buyer", "is_new"])
-def test_a_column_may_be_added_by_a_later_upgrade(run: Run, column: str) -> None:
-    """Rows that are stored before have None or 0 in it, and others are as in a new table."""
-    run(lambda each: each.execute("DROP TABLE roost_toys"))
-    for statement in TOYS.statements_without(column):
-        run(lambda each, statement=statement: each.execute(statement))
-    run(
-        lambda each: each.execute(
-            "INSERT INTO roost_toys (tenant, id, colour, picture) VALUES ('a', 'old', 'red', ?)", b""
-        )
-    )
-    run(lambda each: each.execute(TOYS.added(column)))
-    run(TOYS.insert, BEAR)
-    assert run(TOYS.rows, "ORDER BY id") == [BEAR, Toy("a", "old", 0.0, Colour.RED, b"", 0)]
-
-
 def test_a_record_is_stored_once_with_what_the_database_computes(run: Run) -> None:
     assert run(TOYS.insert, BEAR, {"buyer": "Anna"}, created="{now}", num_parts="1 + 2") == 1
     assert run(TOYS.insert, replace(BEAR, name="other")) == 0

@@ -28,9 +28,6 @@ from ..batch_lines import (
     run_order,
 )
 
-_MAX_SHOWN: Final = 5
-"""Maximum number of duplicates that an error names."""
-
 _INDEX: Final = np.dtype([(name, np.uint64) for name in ("number", "offset", "hash", "group", "num_tokens")])
 """Entry of a line in the index: its number from 1, its place in bytes, the hash of its id (see `place_hash`), the hash
 of the beginning of its prompt, and the estimate of its tokens. Empty lines have no entry.
@@ -101,12 +98,11 @@ class InputFile:
             raise CommandError(f"{self._path}: no line is a request; line {self.number(0)}: {self.line(0)}")
 
     def _check_duplicates(self) -> None:
-        pairs = repeated(self.index["hash"])
-        named = [(self.line(a).custom_id, self.number(a), self.number(b)) for a, b in pairs[:_MAX_SHOWN]]
-        shown = [f"{custom_id!r} in lines {first} and {second}" for custom_id, first, second in named]
-        if pairs:
-            more = f", and {len(pairs) - _MAX_SHOWN} more" if len(pairs) > _MAX_SHOWN else ""
-            raise CommandError(f"{self._path}: a custom_id must occur once: {', '.join(shown)}{more}")
+        for first, second in repeated(self.index["hash"]):
+            lines = f"{self.number(first)} and {self.number(second)}"
+            raise CommandError(
+                f"{self._path}: a custom_id must occur once: {self.line(first).custom_id!r} in lines {lines}"
+            )
 
 
 def place_hash(custom_id: str | None, number_id: str) -> int:

@@ -675,26 +675,6 @@ async def test_a_response_that_kills_its_owners_fails(replicas: tuple[Replica, R
     assert failed["error"]["message"].startswith("3 replicas died")
 
 
-@on_sqlite
-async def test_what_nobody_adopts_is_reported_once(
-    replicas: tuple[Replica, Replica], address: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    first, second = replicas
-    first.engine.allowed = 1
-    await first.created()
-    await first.dies()
-    kind_of(second)._service = replace(second.service, model=replace(second.service.model, identity="another"))
-    caplog.set_level(logging.WARNING)
-    caplog.clear()
-    expire_leases(address, seconds_ago=80.0)
-    await second.adopter.look()
-    assert not caplog.text
-    expire_leases(address, seconds_ago=100.0)
-    for _ in range(2):
-        await second.adopter.look()
-    assert caplog.text.count("1 background responses have waited for over 90 s") == 1
-
-
 async def test_a_full_replica_adopts_nothing(replicas: tuple[Replica, Replica], address: str) -> None:
     first, second = replicas
     first.engine.allowed, second.engine.allowed = 2, 0

@@ -19,6 +19,7 @@ from roost.server.features.responses.event_log import LogEntry, LogFollowers
 from roost.server.features.responses.response_table import Append, Job, ResponseRecord
 from roost.server.features.responses.routes import replay
 from roost.server.storage.work import Lease
+from roost.server.tenants import tenant
 
 KEY = "tenant", "r1"
 RECORD = ResponseRecord(*KEY, b"{}", b"[]", b"[]", True, True, True)
@@ -179,13 +180,14 @@ async def test_a_log_that_is_deleted_ends_its_followers(database: Database) -> N
 
 
 async def test_a_log_is_followed_from_its_next_event_at_most(database: Database) -> None:
+    tenant.set(KEY[0])
     log, followers = Log(database), followers_of(database)
     with pytest.raises(ApiError, match="there is no event yet: send starting_after=-1"):
-        await followers.check(KEY, 1)
+        await followers.follow("r1", 1, 30.0)
     log.append(b"a\n\n", b"b\n\n")
-    await followers.check(KEY, 2)
+    await followers.follow("r1", 2, 30.0)
     with pytest.raises(ApiError, match="the last event so far has number 1: send starting_after=1 or less"):
-        await followers.check(KEY, 3)
+        await followers.follow("r1", 3, 30.0)
 
 
 @given(sizes=st.lists(st.integers(0, 3)), early=st.integers(0, 9), number=st.integers(0, 9))
