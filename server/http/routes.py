@@ -18,7 +18,7 @@ from ..errors.request_errors import ApiError, ErrorBody, bad_value
 from ..generation.admission import admission
 from ..generation.service import Service
 from ..schemas.body import BodyCheck
-from ..storage.objects import Page
+from ..storage.objects import Page, PageSpec
 from .responses import CHUNKS, DONE, SseEncoder
 
 
@@ -92,43 +92,42 @@ class _JsonRequest(Request):
         return await admission.get().parse(raw, partial(check.built, self._model))
 
 
-Order = Literal["asc", "desc"]
-
-Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of entries of a page.")]
-QueryOrder = Annotated[Order, Query(description="Order of the entries: `desc` begins with the newest.")]
+QueryOrder = Annotated[
+    Literal["asc", "desc"], Query(description="Order of the entries: `desc` begins with the newest.")
+]
 After = Annotated[str | None, Query(description="Id of the entry that the page follows; none begins with the first.")]
 
 
-def page[Item](
-    items: Sequence[Item],
-    limit: int,
-    order: Order,
-    after: str | None,
-    *,
-    id_of: Callable[[Item], str],
-    describe: Callable[[Item], dict[str, Any]],
-) -> dict[str, Any]:
-    """Returns one page of a list.
+async def _page_spec(
+    limit: Annotated[int, Query(ge=1, le=100, description="Maximum number of entries of a page.")] = 20,
+    order: QueryOrder = "desc",
+    after: After = None,
+) -> PageSpec:
+    return PageSpec(limit, after, order == "desc")
+
+
+QueryPage = Annotated[PageSpec, Depends(_page_spec)]
+"""Page that a request asks for."""
+
+
+def page_of[Item](items: Sequence[Item], spec: PageSpec, id_of: Callable[[Item], str]) -> Page[Item] | None:
+    """Returns one page of a list; None if no item has the id `spec.after`.
 
     Args:
       items: All items, oldest first.
-      after: Id of the item that the page follows; None begins with the first.
-
-    Raises:
-      ApiError: No item has the id `after`.
     """
-    ordered = items[::-1] if order == "desc" else items
+    ordered = items[::-1] if spec.newest_first else items
     start = 0
-    if after is not None:
-        start = 1 + next((place for place, item in enumerate(ordered) if id_of(item) == after), -1)
+    if spec.after is not None:
+        start = 1 + next((place for place, item in enumerate(ordered) if id_of(item) == spec.after), -1)
         if not start:
-            return page_object(None, after, id_of=id_of, describe=describe)
-    end = start + limit
-    return page_object(Page(ordered[start:end], end < len(ordered)), after, id_of=id_of, describe=describe)
+            return None
+    end = start + spec.limit
+    return Page(ordered[start:end], end < len(ordered))
 
 
 def page_object[Item](
-    found: Page[Item] | None, after: str | None, *, id_of: Callable[[Item], str], describe: Callable[[Item], Any]
+    found: Page[Item] | None, after: str | None, id_of: Callable[[Item], str], describe: Callable[[Item], Any]
 ) -> dict[str, Any]:
     """Returns a page in the form that clients receive.
 

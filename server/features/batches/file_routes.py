@@ -229,7 +229,7 @@ async def list_files(
     """Lists the tenant's files, page by page."""
     only = {} if purpose is None else {"purpose": purpose}
     found = await batches.files.page(PageSpec(limit, after, order == "desc"), **only)
-    return page_object(found, after, id_of=lambda each: each.id, describe=_described)
+    return page_object(found, after, lambda each: each.id, _described)
 
 
 @router.get("/v1/files/{file_id}", response_model=FileObject)

@@ -10,10 +10,10 @@ from ...errors import kinds
 from ...errors.request_errors import bad_value
 from ...generation.admission import stored_json
 from ...http import routes
-from ...http.routes import After, AnyService, JsonRoute, Limit, ListPage, QueryOrder, page_object
+from ...http.routes import AnyService, JsonRoute, ListPage, QueryPage, page_object
 from ...openai.response_schemas import ItemUsage, item_usage
 from ...schemas.body import Fields, Metadata
-from ...storage.objects import PageSpec, missing
+from ...storage.objects import missing
 from .batch_lines import BatchUrl
 from .batch_store import no_input
 from .batch_table import BatchRecord, BatchStatus, cancel
@@ -188,15 +188,9 @@ def _seconds(window: str, most_s: float) -> float:
 
 
 @router.get("/v1/batches", response_model=ListPage[BatchObject])
-async def list_batches(
-    batches: Batches,
-    limit: Limit = 20,
-    order: QueryOrder = "desc",
-    after: After = None,
-) -> dict[str, Any]:
+async def list_batches(batches: Batches, spec: QueryPage) -> dict[str, Any]:
     """Lists the tenant's batches, page by page."""
-    found = await batches.batches.page(PageSpec(limit, after, order == "desc"))
-    return page_object(found, after, id_of=lambda each: each.id, describe=_described)
+    return page_object(await batches.batches.page(spec), spec.after, lambda each: each.id, _described)
 
 
 @router.get("/v1/batches/{batch_id}", response_model=BatchObject)

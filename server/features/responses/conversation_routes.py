@@ -12,10 +12,10 @@ from pydantic import Field
 from ...errors.request_errors import warn_all
 from ...generation.admission import admission, stored_json
 from ...http.responses import json_response, to_json, until_disconnect
-from ...http.routes import After, JsonRoute, Limit, ListPage, QueryOrder, described, page_object, success
+from ...http.routes import JsonRoute, ListPage, QueryPage, described, page_object, success
 from ...openai.response_schemas import DeletedObject
 from ...schemas.body import Fields, Metadata
-from ...storage.objects import Page, PageSpec
+from ...storage.objects import Page
 from ...tenants import tenant
 from .conversations import CONVERSATIONS, ConversationRecord, Item, delete_item, set_metadata
 from .expansion import MAX_ADDED, Room, expanded
@@ -120,19 +120,13 @@ async def create_conversation_items(
 
 
 @router.get("/v1/conversations/{conversation_id}/items", responses=success(ListPage[dict[str, Any]]))
-async def list_conversation_items(
-    conversation_id: str,
-    responses: Responses,
-    limit: Limit = 20,
-    order: QueryOrder = "desc",
-    after: After = None,
-) -> Response:
+async def list_conversation_items(conversation_id: str, responses: Responses, spec: QueryPage) -> Response:
     """Lists the items of a conversation, page by page."""
     conversations = responses.store.conversations
     await conversations.get(conversation_id)
-    found = await conversations.items(conversation_id, PageSpec(limit, after, order == "desc"))
+    found = await conversations.items(conversation_id, spec)
     await admission.get().keep(sum(len(item.text) for item in found.items) if found else 0)
-    return _listed(found, after)
+    return _listed(found, spec.after)
 
 
 @router.get("/v1/conversations/{conversation_id}/items/{item_id}", responses=success(ConversationItem))
@@ -168,9 +162,7 @@ async def _items(body: ItemsBody, responses: OpenResponses, request: Request) ->
 
 
 def _listed(found: Page[Item] | None, after: str | None = None) -> Response:
-    return json_response(
-        page_object(found, after, id_of=lambda item: item.id, describe=lambda item: orjson.Fragment(item.text))
-    )
+    return json_response(page_object(found, after, lambda item: item.id, lambda item: orjson.Fragment(item.text)))
 
 
 def _described(record: ConversationRecord) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ...generation.admission import admission, stored_json
 from ...generation.prompts import Prompt
 from ...generation.state_store import StoredState
 from ...http.responses import EventStream, json_response, respond, to_json, until_disconnect
-from ...http.routes import After, JsonRoute, Limit, ListPage, QueryOrder, ReadyService, page, streamable, success
+from ...http.routes import JsonRoute, ListPage, QueryPage, ReadyService, page_object, page_of, streamable, success
 from ...openai.completions import check_stream_options
 from ...openai.response_schemas import DeletedObject, item_usage
 from ...schemas.body import MAX_MESSAGES
@@ -162,9 +162,7 @@ async def list_input_items(
     response_id: str,
     responses: Responses,
     request: Request,
-    limit: Limit = 20,
-    order: QueryOrder = "desc",
-    after: After = None,
+    spec: QueryPage,
 ) -> Response:
     """Lists the input of a response, the conversation that it continues included."""
     history, room = StoredPart("history", response_id), Room(sys.maxsize, sys.maxsize)
@@ -175,7 +173,8 @@ async def list_input_items(
         expanded(responses.store, room, "input", [], {history: "response_id"}) as (messages, _),
     ):
         items = await responses.service.workers.run(lambda: items_with_ids(response_id, messages, is_input=True))
-        return json_response(page(items, limit, order, after, id_of=itemgetter("id"), describe=dict))
+        id_of = itemgetter("id")
+        return json_response(page_object(page_of(items, spec, id_of), spec.after, id_of, dict))
 
 
 @router.post("/v1/responses/{response_id}/cancel", responses=success(ResponseObject))

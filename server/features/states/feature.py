@@ -10,7 +10,7 @@ from ...errors.request_errors import bad_value, body_too_large
 from ...feature import Feature
 from ...generation.admission import Admission, admission
 from ...http.responses import SlicedResponse
-from ...http.routes import After, AnyService, JsonRoute, Limit, ListPage, QueryOrder, ReadyService, described, page
+from ...http.routes import AnyService, JsonRoute, ListPage, QueryPage, ReadyService, described, page_object, page_of
 from ...openai.response_schemas import DeletedObject
 from ...schemas.body import Body, Count
 from ...tenants import tenant
@@ -81,15 +81,10 @@ async def save_state(body: StateBody, service: ReadyService) -> dict[str, Any]:
 
 
 @router.get("/v1/states", response_model=ListPage[StateObject])
-async def list_states(
-    service: AnyService,
-    limit: Limit = 20,
-    order: QueryOrder = "desc",
-    after: After = None,
-) -> dict[str, Any]:
+async def list_states(service: AnyService, spec: QueryPage) -> dict[str, Any]:
     """Lists the tenant's states, page by page."""
-    states = service.states.of(tenant.get())
-    return page(states, limit, order, after, id_of=lambda stored: stored.id, describe=lambda stored: stored.described())
+    found = page_of(service.states.of(tenant.get()), spec, lambda stored: stored.id)
+    return page_object(found, spec.after, lambda stored: stored.id, lambda stored: stored.described())
 
 
 @router.get("/v1/states/{state_id}", response_model=StateObject)
