@@ -1,4 +1,4 @@
-"""HTTP/1.1 client of a server with OpenAI's API, fast enough not to limit a benchmark: one call for each piece.
+"""HTTP/1.1 client of a server with OpenAI's API, fast enough not to limit a benchmark.
 
 httpx, whose parser is Python, takes four times the processor time for each piece. This client follows no redirects,
 decompresses nothing and uses no proxy.
@@ -21,6 +21,9 @@ from .terminal.exits import CommandError
 
 _MAX_ERROR_BYTES: Final = 64 * 1024
 """Bytes of an unsuccessful response that are kept."""
+
+_MAX_READ_BYTES: Final = 64 * 1024
+"""Maximum bytes of one read."""
 
 type Sink = Callable[[bytes, float], None]
 """Receives a piece of a body, and its time in seconds of `time.perf_counter`."""
@@ -97,7 +100,6 @@ class HttpClient:
         self._address = address
         self._timeout_s = timeout_s
         self._idle: list[_Connection] = []
-        self._open: set[_Connection] = set()
         self._tls = ssl.create_default_context() if address.is_tls else None
         key = "" if api_key is None else f"Authorization: Bearer {api_key}\r\n"
         self._headers = f"Host: {address.authority}\r\nUser-Agent: roost-bench\r\n{key}"
@@ -136,11 +138,9 @@ class HttpClient:
         return await self._exchange("POST", path, headers, data, sink)
 
     async def close(self) -> None:
-        """Closes every connection."""
-        self._idle.clear()
-        for connection in tuple(self._open):
-            connection.close()
-            await connection.lost
+        """Closes the connections, none of which is in use."""
+        while self._idle:
+            self._idle.pop().close()
 
     async def _exchange(
         self,
@@ -182,89 +182,74 @@ class HttpClient:
         return response
 
     async def _connect(self) -> "_Connection":
-        loop, address = asyncio.get_running_loop(), self._address
         try:
-            _, connection = await loop.create_connection(_Connection, address.host, address.port, ssl=self._tls)
+            streams = await asyncio.open_connection(self._address.host, self._address.port, ssl=self._tls)
         except ConnectionRefusedError:
             raise ClientError("connection refused") from None
         except OSError as error:
             reason = error.strerror or str(error) or type(error).__name__
             raise ClientError(f"cannot connect: {reason}") from None
-        self._open.add(connection)
-        connection.lost.add_done_callback(lambda _: self._open.discard(connection))
-        return connection
+        return _Connection(*streams)
 
 
 class _StaleConnection(Exception):
     """The connection ended before the first byte of a response."""
 
 
-class _Connection(asyncio.Protocol):
-    """One connection. httptools calls the methods after `on_header`, including that one.
+class _Connection:
+    """One connection. httptools calls the methods whose names begin with `on_`."""
 
-    Attributes:
-      lost: Future that is done once the connection is closed.
-    """
-
-    def __init__(self) -> None:
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._transport: Any = None
-        self._response: asyncio.Future[Response] | None = None
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
         self._keeps_alive = True
 
     @property
     def is_reusable(self) -> bool:
         """Returns whether another exchange may follow."""
-        return self._keeps_alive and self._transport is not None and not self._transport.is_closing()
+        return self._keeps_alive and not self._reader.at_eof() and not self._writer.is_closing()
 
     async def exchange(self, request: bytes, sink: Sink | None) -> Response:
         """Sends a whole request and waits for the whole response.
 
         Raises:
           _StaleConnection: The connection ended before the first byte of the response.
+          ClientError: The response is not complete, or not HTTP/1.1.
         """
-        if not self.is_reusable:
-            raise _StaleConnection
-        self._sink, self._has_started = sink, False
-        self._status, self._body = 0, bytearray()
+        self._sink, self._status, self._body, self._is_complete = sink, 0, bytearray(), False
         self._headers: dict[bytes, bytes] = {}
-        self._parser = httptools.HttpResponseParser(self)
-        self._response = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        return await self._response
+        self._parser, data, self._keeps_alive = httptools.HttpResponseParser(self), b"", False
+        self._writer.write(request)
+        while not self._is_complete:
+            is_first, data = not data, await self._read()
+            self._now = time.perf_counter()
+            if data:
+                self._parse(data)
+            elif is_first:
+                raise _StaleConnection
+            elif not self._status or self._has_length():
+                raise ClientError("the server closed the connection in the middle of the answer")
+            else:
+                break  # a response without a length ends with its connection
+        return Response(self._status, bytes(self._body), self._headers)
 
     def close(self) -> None:
         """Closes the connection immediately."""
-        if self._transport is not None:
-            self._transport.abort()
+        self._writer.transport.abort()
 
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport  # uvloop's transport has another base class than asyncio's
+    async def _read(self) -> bytes:
+        """Returns the next bytes; none at the end of the connection."""
+        try:
+            return await self._reader.read(_MAX_READ_BYTES)
+        except OSError:
+            return b""
 
-    def data_received(self, data: bytes) -> None:
-        self._now = time.perf_counter()
-        if self._response is None or self._response.done():
-            self._keeps_alive = False  # unrequested data would be taken for the next response
-            return
-        self._has_started = True
+    def _parse(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
-            self._fail(cast(Exception, error.__context__))  # raised by the sink, which is a bug
+            raise cast(Exception, error.__context__) from None  # of the sink, which is a bug
         except httptools.HttpParserError:
-            self._fail(ClientError("the answer is not HTTP/1.1"))
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._keeps_alive = False
-        self.lost.set_result(None)
-        if self._response is None or self._response.done():
-            return
-        if not self._has_started:
-            self._fail(_StaleConnection())
-        elif self._status and not self._has_length():
-            self.on_message_complete()  # a response without a length ends with its connection
-        else:
-            self._fail(ClientError("the server closed the connection in the middle of the answer"))
+            raise ClientError("the answer is not HTTP/1.1") from None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.lower()] = value
@@ -282,16 +267,8 @@ class _Connection(asyncio.Protocol):
             self._body += piece
 
     def on_message_complete(self) -> None:
-        if self._status < 200:
-            return  # an interim response, such as 100 Continue
-        self._keeps_alive &= self._has_length() and self._parser.should_keep_alive()
-        if self._response is not None and not self._response.done():
-            self._response.set_result(Response(self._status, bytes(self._body), self._headers))
-
-    def _fail(self, error: Exception) -> None:
-        self._keeps_alive = False
-        if self._response is not None and not self._response.done():
-            self._response.set_exception(error)
+        self._is_complete = self._status >= 200  # unless it is an interim response, such as 100 Continue
+        self._keeps_alive = self._is_complete and self._has_length() and self._parser.should_keep_alive()
 
 
 _MAX_MESSAGE: Final = 160

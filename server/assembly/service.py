@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import time
 from contextlib import suppress
 from dataclasses import fields
@@ -11,8 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
 import platformdirs
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from tqdm import tqdm
 
 from ...engine import (
     DEVICES,
@@ -202,39 +202,24 @@ class LoadProgress:
     """Shows the progress of loading on stderr: a bar per stage on a terminal, otherwise a line from time to time.
 
     Calls may come from several threads. `close` may be called more than once.
-
-    Args:
-      compile_cache: Folder of compiled programs; None if they are not cached.
     """
 
-    def __init__(self, compile_cache: Path | None = None) -> None:
-        is_new = compile_cache is not None and not any(compile_cache.glob("*-cache"))
-        self._new_cache = compile_cache if is_new else None
+    def __init__(self) -> None:
         self._steps: dict[str, str] = {}
-        self._console = Console(stderr=True)
-        self._bars: dict[str, TaskID] = {}
+        self._bars: dict[str, tqdm[Any]] = {}
         self._last_line = time.monotonic()
-        self._progress = Progress(
-            TextColumn("{task.description:<15}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal or is_json(),
-        )
+        self._has_bars = sys.stderr.isatty() and not is_json()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Shows that `done` of `total` steps of a stage are done."""
-        self._steps[stage] = f"{_VERBS.get(stage, stage)}: {done} of {total}"
-        if stage == "compile" and self._new_cache is not None:
-            self._explain_first_compile(self._new_cache)
-        if self._progress.disable:
+        name = _VERBS.get(stage, stage)
+        self._steps[stage] = f"{name}: {done} of {total}"
+        if not self._has_bars:
             self._print_line(stage, done, total)
             return
         if stage not in self._bars:
-            self._progress.start()
-            self._bars[stage] = self._progress.add_task(_VERBS.get(stage, stage), total=total)
-        self._progress.update(self._bars[stage], completed=done)
+            self._bars[stage] = tqdm(total=total, desc=name)
+        self._bars[stage].update(done - self._bars[stage].n)
 
     @property
     def text(self) -> str:
@@ -243,16 +228,8 @@ class LoadProgress:
 
     def close(self) -> None:
         """Restores the terminal."""
-        self._progress.stop()
-
-    def _explain_first_compile(self, folder: Path) -> None:
-        """Prints once that later starts are faster."""
-        self._new_cache = None
-        text = f"compiling for the first time; the programs are kept in {folder}, so later starts are quicker"
-        if self._progress.disable:
-            say(text)
-        else:
-            self._progress.console.print(text, highlight=False, markup=False)
+        for bar in self._bars.values():
+            bar.close()
 
     def _print_line(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()

@@ -33,10 +33,9 @@ from ..observability.telemetry import open_telemetry
 from ..run.file_reloads import FileReloads, file_sources
 from ..run.http_server import HttpServer, Listeners, connection_limit, raise_file_limit, uvicorn_config
 from ..run.lifecycle import Lifecycle, serve_until_stopped
-from ..run.startup_message import VALUE_COLUMN, greeting, summary
+from ..run.startup_message import greeting, summary
 from ..settings import Settings
 from ..terminal.exits import Signals, exit_now
-from ..terminal.text import hang
 from ..text.served_model import ServedModel, open_served_model
 
 _SWITCH_INTERVAL_S: Final = 0.0005
@@ -77,7 +76,7 @@ def _serve(
     access = load_access(settings, listeners.admin_port)
     config = replace(config, tenants=max(len(access.keys.owners), 1))
     telemetry = open_telemetry(settings, model.id)
-    progress = LoadProgress(config.compile_cache)
+    progress = LoadProgress()
     engine = make_engine(source, config, progress)
     max_files = raise_file_limit()
     connections = OpenConnections(connection_limit(settings, 0, max_files)[0], listeners.admin_port)
@@ -145,7 +144,7 @@ def _announce(
     if is_json():
         say(greeting(url), fields=dict(line.split(maxsplit=1) for line in lines))
     else:
-        say("\n".join(["", greeting(url), "", *(hang(line, VALUE_COLUMN) for line in lines), ""]))
+        say("\n".join(["", greeting(url), "", *lines, ""]))
     if advice:
         _logger.warning("%s", advice)
 
@@ -161,7 +160,7 @@ def _device_facts(config: EngineConfig) -> DeviceFacts:
 def _follow(source: ModelSource, config: EngineConfig) -> int:
     """Serves as one of the leader's hosts. The leader ends the process, even after a signal."""
     try:
-        follow(source, config, partial(exit_now, 1), LoadProgress(config.compile_cache))
+        follow(source, config, partial(exit_now, 1), LoadProgress())
     except EngineDeadError as error:
         _logger.critical("%s", error)
         exit_now(1)  # devices may be waiting for the leader's devices

@@ -5,7 +5,7 @@ import queue
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, as_completed
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -33,7 +33,6 @@ from .requests import (
     final_output,
     params_of,
     prompts_of,
-    run_all,
 )
 from .sampling_params import RequestOutputKind, SamplingParams
 from .tokenizer import LLMTokenizer
@@ -256,13 +255,23 @@ class LLM:
         self, jobs: Sequence[Callable[[], Coroutine[Any, Any, Result]]], max_running: int, *, is_shown: bool
     ) -> list[Result]:
         """Returns the results of jobs in their order. A terminal or a notebook shows how many have ended."""
-        console, found = Console(stderr=True), dict[int, Result]()
+        console, running = Console(stderr=True), asyncio.Semaphore(max_running)
         is_shown = is_shown and bool(jobs) and (console.is_terminal or console.is_jupyter)
+
+        async def run(job: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+            async with running:
+                return await job()
+
         with self._open(), tqdm(total=len(jobs), desc="prompts", disable=not is_shown) as bar:
-            for index, result in self._loop.iterate(run_all(jobs, max_running)):
-                found[index] = result
-                bar.update()  # in this thread, since a notebook shows it in the cell that began the thread
-        return [found[index] for index in range(len(jobs))]
+            futures = [self._loop.submit(run(job)) for job in jobs]
+            try:
+                for ended in as_completed(futures):
+                    ended.result()
+                    bar.update()  # in this thread, since a notebook shows it in the cell that began the thread
+            finally:
+                for future in futures:
+                    future.cancel()
+        return [future.result() for future in futures]
 
     def _run[T](self, work: Coroutine[Any, Any, T]) -> T:
         try:
@@ -299,6 +308,10 @@ class EventLoopThread:
         self._thread.start()
         self._loop, self._stopped = self._started.result()
 
+    def submit[T](self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Starts a coroutine, and returns its result to come."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
     def run[T](self, work: Coroutine[Any, Any, T]) -> T:
         """Returns the result of a coroutine, which is cancelled if the caller is interrupted.
 
@@ -306,7 +319,7 @@ class EventLoopThread:
           Exception: Any error of the coroutine.
           CancelledError: The loop was stopped.
         """
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = self.submit(work)
         try:
             return future.result()
         except KeyboardInterrupt:
@@ -329,7 +342,7 @@ class EventLoopThread:
                 async for item in items:
                     found.put(item)
 
-        reading = asyncio.run_coroutine_threadsafe(read(), self._loop)
+        reading = self.submit(read())
         reading.add_done_callback(lambda _: found.put(_End()))
         try:
             while not isinstance(item := found.get(), _End):

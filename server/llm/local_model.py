@@ -54,7 +54,7 @@ class LocalModel:
         if self._config.hosts is not None:
             raise ConfigError(settings.rename("coordinator: several hosts serve over HTTP only, with roost serve"))
         served = open_served_model(self.source, self._config, settings.served_model_name, settings.max_tokens_limit)
-        self._progress = LoadProgress(self._config.compile_cache)
+        self._progress = LoadProgress()
         self._engine = engine = make_engine(self.source, self._config, self._progress)
         service = make_service(settings, self._config, engine, served, Metrics(lambda: engine.stats))
         self.service = replace(service, limits=replace(service.limits, max_unread_bytes=sys.maxsize))

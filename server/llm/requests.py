@@ -5,7 +5,7 @@ Their fields are the fields of HTTP bodies, so checks, defaults and results are 
 
 import asyncio
 import operator
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final, SupportsIndex, TypedDict, cast
@@ -268,30 +268,3 @@ async def final_output(service: Service, body: CompletionFields | ChatFields) ->
     """Returns the whole output of a request; see `outputs`."""
     async with aclosing(outputs(service, body)) as generated:
         return await anext(generated)
-
-
-async def run_all[Result](
-    jobs: Sequence[Callable[[], Awaitable[Result]]], max_running: int
-) -> AsyncGenerator[tuple[int, Result]]:
-    """Yields the index and the result of each job once it ends. The first error cancels the remaining jobs.
-
-    Args:
-      max_running: Maximum number of jobs at the same time.
-
-    Raises:
-      Exception: Any error of a job.
-    """
-    running = asyncio.Semaphore(max_running)
-
-    async def run(index: int) -> tuple[int, Result]:
-        async with running:
-            return index, await jobs[index]()
-
-    tasks = [asyncio.create_task(run(index)) for index in range(len(jobs))]
-    try:
-        for ended in asyncio.as_completed(tasks):
-            yield await ended
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

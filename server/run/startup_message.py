@@ -4,12 +4,8 @@ import importlib.metadata
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from ...engine import DeviceFacts, EngineConfig, MeshShape, ModelSource, history_bytes, shown_bytes, state_bytes
-
-VALUE_COLUMN: Final = 12
-"""Column of the values of `summary`."""
 
 
 def greeting(address: str) -> str:
