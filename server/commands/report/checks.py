@@ -34,7 +34,6 @@ from ..options import ReportOptions
 from .parts import say_step
 
 _PACKAGES: Final = re.compile(r"(jax|libtpu|nvidia-|rocm)", re.IGNORECASE)
-_NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia/version")
 _ROOT: Final = Path(__file__).resolve().parents[3]
 
 
@@ -45,7 +44,6 @@ def machine(options: ReportOptions) -> Mapping[str, Any]:
         "time": now(),
         "device": facts._asdict(),
         "device_memory_bytes": memory_stats().get("bytes_limit"),
-        "driver": _driver(),
         "machine": machine_facts(),
         "versions": versions(),
         "accelerator_packages": _accelerator_packages(),
@@ -53,14 +51,6 @@ def machine(options: ReportOptions) -> Mapping[str, Any]:
         "model": options.model,
         "problems": [],
     }
-
-
-def _driver() -> str | None:
-    """Returns the version of NVIDIA's driver, if there is one."""
-    if not _NVIDIA_DRIVER.is_file():
-        return None
-    found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", _NVIDIA_DRIVER.read_text())
-    return found and found[1]
 
 
 def _accelerator_packages() -> Mapping[str, str]:
