@@ -1,7 +1,6 @@
 """A model in this process with the same service as HTTP, and its settings: all of `roost serve` except HTTP's."""
 
 import asyncio
-import difflib
 import os
 import sys
 import weakref
@@ -17,6 +16,7 @@ from ..model_hub import find_model
 from ..observability.metrics import Metrics
 from ..settings import Settings, SettingsError, load_settings
 from ..settings.foreign_names import foreign_name_hint, is_neutral
+from ..settings.sources import closest
 from ..text.served_model import open_served_model
 
 NUM_SLOTS: Final = 1
@@ -189,7 +189,7 @@ def unknown_setting(name: str) -> str:
     """Returns the error message about an unknown setting."""
     if (hint := foreign_name_hint(name)) is not None:
         return hint
-    guess = next(iter(difflib.get_close_matches(name, sorted(ModelSettings.__annotations__), 1)), None)
+    guess = closest(name, ModelSettings.__annotations__)
     return f"there is no setting {name!r}" + ("" if guess is None else f"; did you mean {guess}?")
 
 

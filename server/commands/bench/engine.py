@@ -3,9 +3,7 @@
 A `Driver` steps the engine and records times; `Bench` runs workloads with it.
 """
 
-import contextlib
 import random
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ from typing import Any, Final
 from rich.console import Group
 
 from ....engine import EngineCore, ModelSource, Request, SamplingParams, device_facts, load_engine, state_bytes
-from ...assembly.service import LoadProgress, engine_config, exit_while_loading
+from ...assembly.service import LoadProgress, engine_config
 from ...model_hub import find_model
 from ...settings import Settings, SettingsError, load_settings
 from ...terminal.exits import INTERRUPTED_STATUS
@@ -183,8 +181,8 @@ def bench_engine(options: EngineBenchOptions) -> int:
     source = find_model(settings.model, settings.lora)
     given = {name: getattr(options, name) for name in _OPTIONS}
     document = opening("engine", {**settings_as_json(settings), "workloads": _workloads(options), **given})
-    core = load(settings, source, _MAX_QUEUE)
     try:
+        core = load(settings, source, _MAX_QUEUE)
         result = Bench(options, settings, source.config.vocab_size, core).run()
     except KeyboardInterrupt:
         return INTERRUPTED_STATUS
@@ -373,8 +371,7 @@ def load(settings: Settings, source: ModelSource, max_queue: int) -> EngineCore:
     config = replace(engine_config(settings), max_queue=max_queue, state_cache_gib=0)
     progress = LoadProgress()
     try:
-        with _exit_on_interrupt(progress):
-            return load_engine(source, config, progress)
+        return load_engine(source, config, progress)
     finally:
         progress.close()
 
@@ -402,13 +399,3 @@ def model_facts(source: ModelSource, settings: Settings, core: EngineCore) -> Ma
 def settings_as_json(settings: Settings) -> Mapping[str, Any]:
     """Returns the settings that affect an engine; None slots means as many as memory permits."""
     return settings.model_dump(include={"model", "slots", "dtype", "quantize", "kv_dtype", "prefill_chunk", "seed"})
-
-
-@contextlib.contextmanager
-def _exit_on_interrupt(progress: LoadProgress) -> Iterator[None]:
-    """Makes Ctrl-C exit the process immediately, since a compilation cannot be interrupted."""
-    before = signal.signal(signal.SIGINT, lambda number, frame: exit_while_loading(progress, INTERRUPTED_STATUS))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

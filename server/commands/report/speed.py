@@ -32,6 +32,7 @@ from ....engine import (
 from ...model_hub import find_model
 from ...settings import Settings
 from ..bench.engine import Driver, MeasuredStep, load, model_facts, run_together
+from ..bench.report import resident_bytes
 from ..bench.serve import Run
 from ..bench.workload import draw_token_ids
 from ..options import ReportOptions, ServeBenchOptions
@@ -180,6 +181,7 @@ def _memory(core: EngineCore, roofline: Roofline | None) -> Mapping[str, Any]:
         "planned_bytes": planned,
         "peak_bytes": peak,
         "limit_bytes": limit,
+        "process_bytes": resident_bytes(),
         "problems": problems,
     }
 

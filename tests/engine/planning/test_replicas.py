@@ -128,9 +128,9 @@ def test_a_lone_request_takes_its_chunks_and_its_steps() -> None:
     assert lone.itl_p99_s == pytest.approx(mix.chip.decode(1), abs=1e-4)
 
 
-@pytest.mark.parametrize(("targets", "name"), [(Targets(0.005, 0.06), "ttft-p99"), (Targets(1.0, 0.005), "itl-p99")])
-def test_targets_that_a_lone_request_misses_are_named(targets: Targets, name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^{name} must be at least the .*ms that a lone request takes$"):
+@pytest.mark.parametrize("targets", [Targets(0.005, 0.06), Targets(1.0, 0.005)])
+def test_targets_that_a_lone_request_misses_are_refused(targets: Targets) -> None:
+    with pytest.raises(ConfigError, match=r"^ttft-p99 and itl-p99 are kept at no rate of this load"):
         planned(SHORT, targets=targets)
 
 

@@ -50,7 +50,7 @@ def test_json_and_the_table_are_one_plan(monkeypatch: pytest.MonkeyPatch) -> Non
         (("--load", "512"), "--load must be IN+OUT@RATE/s, such as 512+128@40/s, not '512'"),
         (("--ttft-p99", "1"), "--ttft-p99 must be a time such as 1s or 60ms, not '1'"),
         (("--itl-p99", "60"), "--itl-p99 must be a time such as 1s or 60ms, not '60'"),
-        (("--itl-p99", "5ms"), "--itl-p99 must be at least the 10.6ms that a lone request takes"),
+        (("--itl-p99", "5ms"), "--ttft-p99 and itl-p99 are kept at no rate of this load"),
         (("--device", "cpu"), "--device must be a chip with a datasheet for --load, not cpu"),
         (("--mesh", "data=2"), "--mesh must have data=1 for --load: each data shard takes the load of a replica"),
         (("--slots", "9999"), "--slots must be at most 608, which fit, not 9,999"),
