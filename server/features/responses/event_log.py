@@ -301,16 +301,17 @@ class LogFollowers:
         """
         if (task := self._reads.get((key, place))) is None:
             task = self._reads[key, place] = asyncio.create_task(self._read(key, place, latest, poll_s))
-            task.add_done_callback(
-                lambda ended: (self._reads.pop((key, place)), ended.cancelled() or ended.exception())
-            )
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return task
 
     async def _read(self, key: Name, place: int, latest: _Read | None, poll_s: float) -> _Read:
-        if latest is not None and len(latest.entries) < MAX_ENTRIES:
-            await latest.wait(poll_s)
-        changed = self._changed(key)
-        return _Read(*await self._run(partial(new_entries, name=key, place=place)), changed)
+        try:
+            if latest is not None and len(latest.entries) < MAX_ENTRIES:
+                await latest.wait(poll_s)
+            changed = self._changed(key)
+            return _Read(*await self._run(partial(new_entries, name=key, place=place)), changed)
+        finally:  # before the task is done: a follower that found it done would read it again without end
+            del self._reads[key, place]
 
     async def _run[T](self, read: Callable[[Transaction], T]) -> T:
         """Reads from the database, and waits for a database that is unavailable for a moment."""

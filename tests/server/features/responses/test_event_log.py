@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -220,6 +220,21 @@ async def test_silence_is_reported(database: Database) -> None:
     assert [await anext(follower) for follower in following] == [None, None]
     log.append(b"x\n\n")
     assert [await took(follower, 1) for follower in following] == [[b"x\n\n"]] * 2
+
+
+@pytest.mark.timeout(30)
+async def test_a_read_that_ends_as_its_follower_gives_up_is_not_taken_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which would keep the event loop for ever."""
+
+    async def run(work: Callable[[Transaction], Any]) -> Any:
+        return database.run_now(work)
+
+    followers = followers_of(database)
+    monkeypatch.setattr(database, "run", run)
+    follower = followers.events(KEY, 0, 0.0)
+    assert [await anext(follower) for _ in range(3)] == [None] * 3
 
 
 async def test_a_client_that_is_too_slow_is_told_so(database: Database) -> None:
