@@ -231,6 +231,7 @@ async def test_a_read_that_ends_as_its_follower_gives_up_is_not_taken_again(
     async def run(work: Callable[[Transaction], Any]) -> Any:
         return database.run_now(work)
 
+    Log(database)
     followers = followers_of(database)
     monkeypatch.setattr(database, "run", run)
     follower = followers.events(KEY, 0, 0.0)
