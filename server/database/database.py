@@ -29,8 +29,12 @@ PROBE_S: Final = 1.0
 _PATIENCE_S: Final = 2 * PROBE_S
 """Seconds for which a request waits for a probe that succeeds."""
 
+_OUTAGE_S: Final = 30.0
+"""Seconds for which a stream that has begun waits for an unavailable database."""
+
 _REPEAT_S: Final = 0.1
-"""Seconds between two interrupts of one transaction. An interrupt between two statements has no effect."""
+"""Seconds between two interrupts of one transaction, or two attempts of a stream to read. An interrupt between two
+statements has no effect."""
 
 _OTHERS: Final = 0o077
 """Permission bits of users other than the owner."""
@@ -337,6 +341,22 @@ class Database:
             raise error from None
         finally:
             transaction.abandon()
+
+    async def read[T](self, work: Callable[[Transaction], T]) -> T:
+        """Runs a transaction that reads, for a stream that has begun. It is repeated through a short outage.
+
+        Raises:
+          StoreUnavailableError: The database was unavailable for too long, or is closed.
+        """
+        now = asyncio.get_running_loop().time
+        give_up_at = now() + _OUTAGE_S
+        while True:
+            try:
+                return await self.run(work)
+            except StoreUnavailableError as error:
+                if isinstance(error, StoreClosedError) or now() >= give_up_at:
+                    raise
+            await asyncio.sleep(_REPEAT_S)
 
     async def check(self) -> None:
         """Waits for the next probe if the database fails. Call it before work whose result a transaction will store.

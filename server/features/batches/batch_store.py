@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from ...database.database import Database, Lane, Transaction
 from ...database.dialects import LEASE_S
-from ...database.errors import StoreClosedError, StoreUnavailableError
+from ...database.errors import StoreUnavailableError
 from ...database.group_commit import MAX_SHARE, GroupCommit, WriteLoad, shares
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
@@ -34,12 +34,6 @@ _RESULTS_S: Final = 0.05
 
 _LINES_OF_ROW: Final = 8
 """Number of lines whose storage takes the time of one row: lines are appended to their table, and have one index."""
-
-_OUTAGE_S: Final = 30.0
-"""Seconds for which a download waits for an unavailable database."""
-
-_RETRY_S: Final = 0.25
-"""Seconds before a download retries to read lines."""
 
 _FILE_ID: Final = re.compile("file-[0-9a-f]{32}")
 _BATCH_ID: Final = re.compile("batch_[0-9a-f]{32}")
@@ -159,23 +153,15 @@ class BatchStore:
           StoreUnavailableError: The database is unavailable, or the file was deleted. The lines so far are not the
             whole file.
         """
-        now, after, num_bytes = asyncio.get_running_loop().time, 0, 0
-        give_up_at = now() + _OUTAGE_S
+        after = num_bytes = 0
         while num_bytes < record.num_bytes:
             read = partial(file_table.lines, tenant=record.tenant, file_id=record.id, after=after)
-            try:
-                lines = await self._database.run(read)
-            except StoreUnavailableError as error:
-                if isinstance(error, StoreClosedError) or now() >= give_up_at:
-                    raise
-                await asyncio.sleep(_RETRY_S)
-                continue
+            lines = await self._database.read(read)
             if not lines:
                 raise StoreUnavailableError(f"{record.id} was deleted while it was sent")
             after = lines[-1][0]
             num_bytes += sum(len(line) for _, line in lines)
             yield b"".join(line for _, line in lines)
-            give_up_at = now() + _OUTAGE_S
 
     async def create(
         self,

@@ -13,7 +13,6 @@ import orjson
 from pydantic import TypeAdapter
 
 from ...database.database import Database, Transaction
-from ...database.errors import StoreClosedError, StoreUnavailableError
 from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
 from ...generation.admission import stored_json
@@ -178,9 +177,6 @@ _POLL_S: Final = 0.1
 _MAX_POLL_S: Final = 1.0
 """Maximum seconds between two reads. The interval doubles with each read that finds nothing."""
 
-_OUTAGE_S: Final = 30.0
-"""Seconds for which a follower waits for an unavailable database."""
-
 _EVENTS_PER_TURN: Final = 32
 """Number of events after which a follower yields to the event loop. A follower may be thousands of events behind."""
 
@@ -271,7 +267,7 @@ class LogFollowers:
           StoreUnavailableError: The database was unavailable for too long.
         """
         now = asyncio.get_running_loop().time
-        place = await self._run(partial(entry_of, name=key, event=number)) if number else 0
+        place = await self._database.read(partial(entry_of, name=key, event=number)) if number else 0
         latest, poll_s, silent_at = None, _POLL_S, now() + pause_s
         while latest is None or latest.may_grow:
             try:
@@ -309,23 +305,9 @@ class LogFollowers:
             if latest is not None and len(latest.entries) < MAX_ENTRIES:
                 await latest.wait(poll_s)
             changed = self._changed(key)
-            return _Read(*await self._run(partial(new_entries, name=key, place=place)), changed)
+            return _Read(*await self._database.read(partial(new_entries, name=key, place=place)), changed)
         finally:  # before the task is done: a follower that found it done would read it again without end
             del self._reads[key, place]
-
-    async def _run[T](self, read: Callable[[Transaction], T]) -> T:
-        """Reads from the database, and waits for a database that is unavailable for a moment."""
-        now = asyncio.get_running_loop().time
-        give_up_at = now() + _OUTAGE_S
-        while True:
-            try:
-                return await self._database.run(read)
-            except StoreClosedError:
-                raise
-            except StoreUnavailableError:
-                if now() >= give_up_at:
-                    raise
-                await asyncio.sleep(_POLL_S)
 
 
 def events_of(entries: Sequence[LogEntry], number: int) -> Iterator[bytes]:

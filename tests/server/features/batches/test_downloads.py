@@ -97,7 +97,7 @@ def faulty(tmp_path: Path) -> Faulty:
 
 @pytest.fixture
 async def store_of_files(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[BatchStore]:
-    monkeypatch.setattr("roost.server.features.batches.batch_store._RETRY_S", 0.0)
+    monkeypatch.setattr("roost.server.database.database._REPEAT_S", 0.0)
     database = Database(faulty)
     database.run_now(lambda each: upgrade(each, TABLES), writes=True)
     database.run_now(lambda each: store(each, LINES), writes=True)
@@ -124,7 +124,7 @@ async def test_a_download_outlasts_a_database_that_is_away(client: httpx.AsyncCl
 async def test_a_download_that_fails_breaks_the_connection(
     client: httpx.AsyncClient, faulty: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("roost.server.features.batches.batch_store._OUTAGE_S", 0.0)
+    monkeypatch.setattr("roost.server.database.database._OUTAGE_S", 0.0)
     faulty.num_faults = 1
     with pytest.raises(httpx.RemoteProtocolError, match="closed connection without sending complete message body"):
         await client.get(f"/v1/files/{FILE_ID}/content")
@@ -142,7 +142,7 @@ async def test_a_download_of_a_deleted_file_breaks_the_connection(store_of_files
 async def test_a_download_that_cannot_begin_is_an_error(
     client: httpx.AsyncClient, faulty: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("roost.server.features.batches.batch_store._OUTAGE_S", 0.0)
+    monkeypatch.setattr("roost.server.database.database._OUTAGE_S", 0.0)
     faulty.num_reads, faulty.num_faults = 1, 1
     response = await client.get(f"/v1/files/{FILE_ID}/content")
     assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")

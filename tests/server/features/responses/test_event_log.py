@@ -115,7 +115,7 @@ async def test_followers_do_not_wait_for_a_database_that_was_closed(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one is that a newer server has upgraded."""
-    monkeypatch.setattr("roost.server.features.responses.event_log._OUTAGE_S", math.inf)
+    monkeypatch.setattr("roost.server.database.database._OUTAGE_S", math.inf)
     log, followers = Log(database), followers_of(database)
     log.append(b"old\n\n")
     follower = followers.events(KEY, 0, 30.0)
