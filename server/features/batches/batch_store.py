@@ -11,7 +11,6 @@ from ...database.database import Database, Lane, Transaction
 from ...database.dialects import LEASE_S
 from ...database.errors import StoreUnavailableError
 from ...database.group_commit import MAX_SHARE, GroupCommit, WriteLoad, shares
-from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value
 from ...storage.claims import Places
 from ...storage.objects import TenantObjects, missing
@@ -86,13 +85,11 @@ class BatchStore:
         """
         owner, file_id = tenant.get(), f"file-{uuid4().hex}"
 
-        def begin(transaction: Transaction) -> str | None:
-            excess = file_table.excess(transaction, owner, self.lines.max_bytes, num_files=1, num_bytes=1)
-            if excess is None:
-                file_table.begin(transaction, owner, file_id, "batch", name)
-            return excess
+        def begin(transaction: Transaction) -> None:
+            file_table.check_quota(transaction, owner, self.lines.max_bytes, num_files=1, num_bytes=1)
+            file_table.begin(transaction, owner, file_id, "batch", name)
 
-        _check_quota(await self.files.commit(begin))
+        await self.files.commit(begin)
         return file_id
 
     async def add_lines(self, file_id: str, first: int, lines: Sequence[bytes], num_bytes: int) -> None:
@@ -107,15 +104,15 @@ class BatchStore:
         """
         owner, num_bytes = tenant.get(), num_bytes - sum(map(len, lines))
 
-        def add(transaction: Transaction, some: Sequence[bytes]) -> str | None:
+        def add(transaction: Transaction, some: Sequence[bytes]) -> None:
             file_table.add_lines(transaction, owner, file_id, first, some, num_bytes)
-            return file_table.excess(transaction, owner, self.lines.max_bytes)
+            file_table.check_quota(transaction, owner, self.lines.max_bytes)
 
         for some in shares(lines, len, MAX_SHARE.num_rows * _LINES_OF_ROW):
             size = sum(map(len, some))
             num_bytes += size
             load = WriteLoad(len(some) // _LINES_OF_ROW, size)
-            _check_quota(await self.files.commit(partial(add, some=some), load))
+            await self.files.commit(partial(add, some=some), load)
             first += len(some)
 
     async def put_order(self, file_id: str, segment: int, offsets: Sequence[int]) -> None:
@@ -205,13 +202,12 @@ class BatchStore:
             output_expires_s=output_expires_s,
         )
 
-        def insert(transaction: Transaction) -> tuple[str | None, BatchRecord | None]:
+        def insert(transaction: Transaction) -> BatchRecord | None:
             more = {"num_batches": 1, "num_lines": batch.num_lines, "num_bytes": 1}  # the size of its output is unknown
-            excess = file_table.excess(transaction, batch.tenant, self.lines.max_bytes, **more)
-            return excess, None if excess else batch_table.insert(transaction, batch, window_s)
+            file_table.check_quota(transaction, batch.tenant, self.lines.max_bytes, **more)
+            return batch_table.insert(transaction, batch, window_s)
 
-        excess, stored = await self.batches.commit(insert)
-        _check_quota(excess)
+        stored = await self.batches.commit(insert)
         if stored is None:
             raise no_input(source.id)
         self.has_work.set()
@@ -249,16 +245,6 @@ class BatchStore:
         await self.files.commit(lambda each: file_table.expire(each, self.retention_s))
         while await self.files.commit(FILES.remove_hidden):
             pass
-
-
-def _check_quota(excess: str | None) -> None:
-    """Checks that a tenant is within its limits.
-
-    Raises:
-      ApiError: 403, with the message of `excess`.
-    """
-    if excess is not None:
-        raise ApiError(kinds.QUOTA_EXCEEDED, excess)
 
 
 def no_input(file_id: str) -> ApiError:

@@ -16,6 +16,8 @@ from typing import Final, NamedTuple
 from uuid import uuid4
 
 from ...database.database import Transaction
+from ...errors import kinds
+from ...errors.request_errors import ApiError
 from ...storage.objects import Name, ObjectTable, Table
 
 SEGMENT_LINES: Final = 2**16
@@ -265,7 +267,7 @@ def full(num_bytes: int, max_bytes: int) -> str:
     )
 
 
-def excess(
+def check_quota(
     transaction: Transaction,
     tenant: str,
     max_bytes: int,
@@ -274,25 +276,31 @@ def excess(
     num_batches: int = 0,
     num_lines: int = 0,
     num_bytes: int = 0,
-) -> str | None:
-    """Returns which limit of a tenant is exceeded and how to get below it, as a message to the client; None if none is.
+) -> None:
+    """Checks that a tenant is within its limits.
 
     Running uploads count, and so do deleted files until they are removed.
 
     Args:
       max_bytes: Maximum bytes of its files, and of the results of its batches in progress.
       num_files, num_batches, num_lines, num_bytes: What is about to be added.
+
+    Raises:
+      ApiError: 403, a limit is exceeded.
     """
     kept = kept_by(transaction, tenant)
-    num_batches += kept.num_batches
+    num_batches, num_bytes = num_batches + kept.num_batches, num_bytes + kept.num_bytes
     if num_files + kept.num_files + FILES_OF_BATCH * num_batches > MAX_FILES:
-        return f"an API key may keep {MAX_FILES:,} files, two of each batch in progress included: delete some"
-    if num_batches > MAX_BATCHES:
-        return f"an API key may have {MAX_BATCHES:,} batches in progress: wait for some of them, or cancel some"
-    if num_lines + kept.num_lines > MAX_LINES:
-        return f"the files and batches of an API key may have {MAX_LINES:,} lines together: delete some files"
-    num_bytes += kept.num_bytes
-    return full(num_bytes, max_bytes) if num_bytes > max_bytes else None
+        excess = f"an API key may keep {MAX_FILES:,} files, two of each batch in progress included: delete some"
+    elif num_batches > MAX_BATCHES:
+        excess = f"an API key may have {MAX_BATCHES:,} batches in progress: wait for some of them, or cancel some"
+    elif num_lines + kept.num_lines > MAX_LINES:
+        excess = f"the files and batches of an API key may have {MAX_LINES:,} lines together: delete some files"
+    elif num_bytes > max_bytes:
+        excess = full(num_bytes, max_bytes)
+    else:
+        return
+    raise ApiError(kinds.QUOTA_EXCEEDED, excess)
 
 
 class TenantTotals(NamedTuple):

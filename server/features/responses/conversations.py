@@ -141,17 +141,18 @@ def set_metadata(transaction: Transaction, tenant: str, conversation: str, metad
     transaction.execute(update, metadata, tenant, conversation)
 
 
-def take_turn(transaction: Transaction, tenant: str, conversation: str, response: str, owner: str) -> Lease | ApiError:
-    """Locks a conversation for a response, and returns the lease of its turn; an error if it must not be changed.
+def take_turn(transaction: Transaction, tenant: str, conversation: str, response: str, owner: str) -> Lease:
+    """Locks a conversation for a response, and returns the lease of its turn.
 
     A line of a batch that runs again takes the turn of its earlier run.
 
     Args:
       owner: Name of the replica that generates the response.
+
+    Raises:
+      ApiError: The conversation must not be changed.
     """
-    holder, error = _holder(transaction, tenant, conversation, response)
-    if error is not None:
-        return error
+    holder = _holder(transaction, tenant, conversation, response)
     if holder not in (None, response):
         past = f"DELETE FROM {RUNNING.name} WHERE tenant = ? AND id = ? AND number = {TURN}"
         transaction.execute(past, tenant, holder)
@@ -161,39 +162,39 @@ def take_turn(transaction: Transaction, tenant: str, conversation: str, response
     return RUNNING.add(transaction, owner, (tenant, response), number=TURN) if earlier is None else earlier.lease
 
 
-def add_items(transaction: Transaction, tenant: str, conversation: str, items: Sequence[Item]) -> ApiError | None:
-    """Adds items to a conversation; returns an error if it must not be changed."""
-    _, error = _holder(transaction, tenant, conversation)
-    if error is None:
-        _append(transaction, tenant, conversation, items)
-    return error
+def add_items(transaction: Transaction, tenant: str, conversation: str, items: Sequence[Item]) -> None:
+    """Adds items to a conversation.
+
+    Raises:
+      ApiError: The conversation must not be changed.
+    """
+    _holder(transaction, tenant, conversation)
+    _append(transaction, tenant, conversation, items)
 
 
-def _holder(
-    transaction: Transaction, tenant: str, conversation: str, response: str | None = None
-) -> tuple[str | None, ApiError | None]:
-    """Locks the row of a conversation, and returns its holder.
+def _holder(transaction: Transaction, tenant: str, conversation: str, response: str | None = None) -> str | None:
+    """Locks the row of a conversation, and returns the last response that has held it.
 
     Args:
       response: Response that wants to add to it; None if a client does.
 
-    Returns:
-      The last response that has held it, and an error if the conversation must not be changed.
+    Raises:
+      ApiError: The conversation must not be changed.
     """
     param = None if response is None else "conversation"
     query = f"SELECT holder, num_items, num_bytes FROM roost_conversations WHERE {_OWN} {{lock}}"
     found = transaction.rows(query, tenant, conversation)
     if not found:
-        return None, missing("conversation", conversation, param)
+        raise missing("conversation", conversation, param)
     ((holder, num_items, num_bytes),) = found
     running = f"SELECT 1 FROM {RUNNING.name} WHERE tenant = ? AND id = ? AND (number = {RESPONSE} OR {IS_OWNED})"
     if holder not in (None, response) and transaction.rows(running, tenant, holder):
-        return holder, locked(conversation, param)
-    if num_items < MAX_ITEMS and num_bytes < MAX_ITEM_BYTES:
-        return holder, None
-    size = f"{MAX_ITEMS:,} items or {MAX_ITEM_BYTES // 2**20} MiB"
-    message = f"{conversation} has {size}, which is the limit: create another"
-    return holder, ApiError(kinds.QUOTA_EXCEEDED, message, param=param)
+        raise locked(conversation, param)
+    if num_items >= MAX_ITEMS or num_bytes >= MAX_ITEM_BYTES:
+        size = f"{MAX_ITEMS:,} items or {MAX_ITEM_BYTES // 2**20} MiB"
+        message = f"{conversation} has {size}, which is the limit: create another"
+        raise ApiError(kinds.QUOTA_EXCEEDED, message, param=param)
+    return str(holder) if holder is not None else None
 
 
 def locked(conversation: str, param: str | None = None) -> ApiError:
@@ -202,11 +203,11 @@ def locked(conversation: str, param: str | None = None) -> ApiError:
     return ApiError(kinds.CONVERSATION_LOCKED, message, param=param)
 
 
-def end_turn(transaction: Transaction, turn: Turn) -> ApiError | None:
+def end_turn(transaction: Transaction, turn: Turn) -> None:
     """Adds the items of a turn, unless they are there already, and ends it. A deleted conversation stays deleted.
 
-    Returns:
-      An error if another response has taken the turn. Then nothing is changed.
+    Raises:
+      ApiError: Another response has taken the turn. Then nothing is added.
     """
     tenant, response, number, _ = turn.lease
     first = turn.items[0].id if turn.items else ""
@@ -217,9 +218,8 @@ def end_turn(transaction: Transaction, turn: Turn) -> ApiError | None:
         if is_added or not turn.items:  # `is_added` if the write is repeated, or a line of a batch runs again
             break
         if not is_held or holder != response:
-            return locked(turn.conversation, "conversation")
+            raise locked(turn.conversation, "conversation")
         _append(transaction, tenant, turn.conversation, turn.items)
-    return None
 
 
 def _append(transaction: Transaction, tenant: str, conversation: str, items: Sequence[Item]) -> None:
@@ -348,7 +348,6 @@ class ConversationStore(TenantObjects[ConversationRecord]):
                 raise missing("conversation", conversation_id, "conversation")
             task = asyncio.current_task()
             assert task is not None
-            assert isinstance(lease, Lease)  # an error that a write returns is raised
             self._leases.hold(lease, task)
         try:
             yield lease

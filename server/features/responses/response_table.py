@@ -7,6 +7,7 @@ the engine that has decoded all tokens of the log one after the other; other eng
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import uuid4
@@ -145,17 +146,20 @@ _GENERATED: Final = f"number = {RESPONSE}"
 """Condition of running responses among the units of work."""
 
 
-def put(transaction: Transaction, record: ResponseRecord, turn: Turn | None = None) -> bytes | ApiError:
+def put(transaction: Transaction, record: ResponseRecord, turn: Turn | None = None) -> bytes:
     """Stores a response that has ended and was not generated in the background, unless its id is stored already.
 
     Args:
       turn: Its turn in a conversation, which ends; None if it has none.
 
     Returns:
-      JSON of the response that is stored, or an error if another response has taken the turn.
+      JSON of the response that is stored.
+
+    Raises:
+      ApiError: Another response has taken the turn.
     """
-    if turn is not None and (error := conversations.end_turn(transaction, turn)) is not None:
-        return error
+    if turn is not None:
+        conversations.end_turn(transaction, turn)
     if _insert(transaction, record, None):
         return record.response
     query = "SELECT response FROM roost_responses WHERE tenant = ? AND id = ?"
@@ -170,18 +174,18 @@ def insert(
     owner: str,
     entry: LogEntry | None = None,
     bounds: Bounds | None = None,
-) -> Lease | ApiError:
-    """Stores a response that its owner begins to generate.
+) -> Lease:
+    """Stores a response that its owner begins to generate, and returns the owner's lease.
 
     Args:
       entry: First entry of its log, if its owner has already generated a part of it; None otherwise.
       bounds: Limits on the bytes of the tenant's running responses; None sets no limit.
 
-    Returns:
-      The owner's lease, or the error about a limit that the tenant has reached.
+    Raises:
+      ApiError: The tenant has reached a limit.
     """
-    if bounds is not None and (error := _excess(transaction, record, job, bounds)) is not None:
-        return error
+    if bounds is not None:
+        _check_room(transaction, record, job, bounds)
     lease = Lease(record.tenant, record.id, RESPONSE, 1)
     if _insert(transaction, record, job):
         log = LogEnd() if entry is None else LogEnd().after(entry)
@@ -194,8 +198,12 @@ def insert(
     return lease
 
 
-def _excess(transaction: Transaction, record: ResponseRecord, job: Job, bounds: Bounds) -> ApiError | None:
-    """Returns the error about a limit that a tenant reaches with a running response; None if it reaches none."""
+def _check_room(transaction: Transaction, record: ResponseRecord, job: Job, bounds: Bounds) -> None:
+    """Checks that a tenant reaches no limit with a running response.
+
+    Raises:
+      ApiError: It reaches one.
+    """
     count, num_bytes = running_of(transaction, record.tenant)
     if count >= MAX_RUNNING:
         excess = f"this API key has {MAX_RUNNING} background responses running, which is the limit"
@@ -203,8 +211,8 @@ def _excess(transaction: Transaction, record: ResponseRecord, job: Job, bounds: 
         size = f"{bounds.max_bytes / 2**20:.0f} MiB"
         excess = f"this API key's running background responses and their events take {size}, which is the limit"
     else:
-        return None
-    return ApiError(kinds.TOO_MANY_RUNNING, f"{excess}: wait for some of them to end, or cancel them")
+        return
+    raise ApiError(kinds.TOO_MANY_RUNNING, f"{excess}: wait for some of them to end, or cancel them")
 
 
 def probe(transaction: Transaction) -> None:
@@ -305,7 +313,8 @@ def end(
         event_log.delete(transaction, lease.name)
     if conversation is not None:
         turn = Turn(conversation, lease, unpack_items(bytes(input_items))).ended(items)
-        conversations.end_turn(transaction, turn)
+        with suppress(ApiError):  # another response has taken the turn
+            conversations.end_turn(transaction, turn)
         drop_items = f"UPDATE roost_responses SET input_items = NULL WHERE {_OWN}"
         transaction.execute(drop_items, lease.tenant, lease.id)
 

@@ -1,6 +1,7 @@
 """Conversations that two replicas share, of which one goes away in the midst of a response."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from databases import opened
 from fake_server import until
 from roost.server.database.database import Database
 from roost.server.database.dialects import LEASE_S
+from roost.server.database.group_commit import run_each
 from roost.server.errors.request_errors import ApiError
 from roost.server.features.responses import conversations, response_table
 from roost.server.features.responses.conversations import TURN, ConversationRecord, Item, Turn
@@ -170,13 +172,12 @@ def texts_of(database: Database) -> list[bytes]:
 
 
 def taken(database: Database, response: str, owner: str = "replica") -> Lease:
-    lease = written(database, conversations.take_turn, "", "c", response, owner)
-    assert isinstance(lease, Lease)
-    return lease
+    return written(database, conversations.take_turn, "", "c", response, owner)
 
 
-def is_locked(database: Database, response: str) -> bool:
-    error = written(database, conversations.take_turn, "", "c", response, "another")
+def is_locked(database: Database, work: Callable[..., Any], *arguments: Any) -> bool:
+    """Returns whether a write of a committed transaction is refused, since another response has the turn."""
+    (error,) = written(database, run_each, [lambda each: work(each, *arguments)])
     return isinstance(error, ApiError) and error.body["error"]["code"] == "conversation_locked"
 
 
@@ -185,7 +186,7 @@ def test_an_end_that_is_repeated_adds_nothing_more(database: Database) -> None:
     written(database, conversations.insert_conversation, RECORD, ITEMS[:1])
     written(database, conversations.insert_conversation, RECORD, ITEMS[:1])
     lease = taken(database, "r1")
-    assert is_locked(database, "r2")
+    assert is_locked(database, conversations.take_turn, "", "c", "r2", "another")
     for _ in range(2):
         assert written(database, conversations.end_turn, Turn("c", lease, ITEMS[1:])) is None
     assert texts_of(database) == [item.text for item in ITEMS]
@@ -204,14 +205,14 @@ def test_a_replica_that_was_stopped_past_its_lease_adds_nothing(database: Databa
     written(database, conversations.insert_conversation, RECORD, [])
     stopped = Turn("c", taken(database, "r1", "stopped"), ITEMS[:1])
     written(database, lambda each: each.execute("UPDATE test_clock SET now = now + ?", LEASE_S - 1))
-    assert is_locked(database, "r2")
+    assert is_locked(database, conversations.take_turn, "", "c", "r2", "another")
     written(database, lambda each: each.execute("UPDATE test_clock SET now = now + 2"))
     ended = Turn("c", taken(database, "r2"), ITEMS[1:])
     late = ResponseRecord("", "r1", b"late", b"[]", b"[]")
     for _ in range(2):
         before = rows()
-        assert isinstance(written(database, response_table.put, late, stopped), ApiError)
-        assert isinstance(written(database, conversations.end_turn, stopped), ApiError)
+        assert is_locked(database, response_table.put, late, stopped)
+        assert is_locked(database, conversations.end_turn, stopped)
         assert rows() == before
         assert written(database, conversations.end_turn, ended) is None
     assert texts_of(database) == [ITEMS[1].text]
@@ -221,8 +222,8 @@ def test_a_line_that_runs_again_takes_its_own_turn(database: Database) -> None:
     """Its former replica adds nothing any more."""
     written(database, conversations.insert_conversation, RECORD, [])
     former, lease = taken(database, "r1", "former"), taken(database, "r1", "next")
-    assert isinstance(written(database, conversations.end_turn, Turn("c", former, ITEMS[:1])), ApiError)
-    assert is_locked(database, "r2")
+    assert is_locked(database, conversations.end_turn, Turn("c", former, ITEMS[:1]))
+    assert is_locked(database, conversations.take_turn, "", "c", "r2", "another")
     assert written(database, conversations.end_turn, Turn("c", lease, ITEMS[:1])) is None
     again = taken(database, "r1", "third")
     assert written(database, conversations.end_turn, Turn("c", again, ITEMS[:1])) is None
@@ -238,7 +239,7 @@ def test_a_running_response_locks_its_conversation(database: Database) -> None:
     assert written(database, lambda each: each.rows("SELECT number FROM roost_running")) == [(1,)]
     assert written(database, response_table.count_running)[0] == 1
     written(database, lambda each: each.execute("UPDATE test_clock SET now = now + ?", 2 * LEASE_S))
-    assert is_locked(database, "r2")
+    assert is_locked(database, conversations.take_turn, "", "c", "r2", "another")
     end = LogEntry(0, 0, 1, 0, 1, b"", b"")
     written(database, response_table.end, lease, end, b"done", b"[]", 0, ITEMS[1:])
     assert texts_of(database) == [item.text for item in ITEMS]

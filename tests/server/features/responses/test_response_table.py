@@ -11,6 +11,7 @@ from query_plans import scans_of
 from roost.server.database.database import Database, Transaction
 from roost.server.database.dialects import LEASE_S
 from roost.server.database.errors import FencedError
+from roost.server.database.group_commit import run_each
 from roost.server.features.responses import conversations, event_log, expansion, response_table
 from roost.server.features.responses.conversations import CONVERSATIONS, RUNNING, TURN, Item, Turn
 from roost.server.features.responses.event_log import LogEnd, LogEntry
@@ -209,7 +210,7 @@ PARTS = {
 }
 
 LEASE = Lease("t1", "r1681", 1, 1)
-TURN_LEASE = LEASE._replace(number=TURN)
+ENDED = Turn("r41", LEASE._replace(number=TURN), [Item("new", b"{}")])
 
 STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     "claim": (lambda e: response_table.claim(e, Claimant("b", "model", "arm", 60.0), Places(8, 8)), set()),
@@ -226,7 +227,7 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
         set(),
     ),
     "take": (partial(conversations.take_turn, tenant="t1", conversation="r1", response="r", owner="b"), set()),
-    "end a turn": (partial(conversations.end_turn, turn=Turn("r41", TURN_LEASE, [Item("new", b"{}")])), set()),
+    "end a turn": (lambda e: run_each(e, [partial(conversations.end_turn, turn=ENDED)]), set()),
     "sizes of what bodies name": (partial(expansion.sizes_of, tenant="t1", parts=PARTS), set()),
     "contents of what bodies name": (partial(expansion.contents_of, tenant="t1", parts=PARTS), set()),
     **{
