@@ -27,5 +27,9 @@ class StoreOutdatedError(StoreUnusableError, StoreClosedError):
     """A newer server has upgraded the tables, and this server may never use them again."""
 
 
-class FencedError(RoostError):
+class RefusedError(Exception):
+    """A request or one of its writes was refused. Other writes of the transaction are committed."""
+
+
+class FencedError(RoostError, RefusedError):
     """A write was refused, since the response was adopted, ended or deleted by another replica."""

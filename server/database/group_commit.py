@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from ..errors.request_errors import ApiError
 from ..tenants import Turns, tenant
 from .database import Database, Lane, Transaction
-from .errors import FencedError, StoreClosedError, StoreFullError, StoreUnavailableError, WriteTooLargeError
+from .errors import RefusedError, StoreClosedError, StoreFullError, StoreUnavailableError, WriteTooLargeError
 
 INTERVAL_S: Final = 0.05
 """Minimum seconds between the beginnings of two transactions."""
@@ -77,7 +76,7 @@ def shares[Item](items: Iterable[Item], bytes_of: Callable[[Item], int], max_row
 
 
 type Work[T] = Callable[[Transaction], T]
-"""A write. It may run several times. Changes before an `ApiError` or a `FencedError` that it raises are committed."""
+"""A write. It may run several times. Changes before a `RefusedError` that it raises are committed."""
 
 type RunAll = Callable[[Transaction, Sequence[Work[Any]]], Sequence[Any]]
 """Runs the writes of a transaction, and returns the result of each, or the error with which it was refused."""
@@ -89,7 +88,7 @@ def run_each(transaction: Transaction, works: Sequence[Work[Any]]) -> list[Any]:
     for work in works:
         try:
             results.append(work(transaction))
-        except (ApiError, FencedError) as error:
+        except RefusedError as error:
             results.append(error)
     return results
 

@@ -19,7 +19,13 @@ from ...engine import (
     RequestTimeoutError,
     RoostError,
 )
-from ..database.errors import StoreFullError, StoreOutdatedError, StoreUnavailableError, WriteTooLargeError
+from ..database.errors import (
+    RefusedError,
+    StoreFullError,
+    StoreOutdatedError,
+    StoreUnavailableError,
+    WriteTooLargeError,
+)
 from . import kinds
 from .kinds import ErrorKind, retry_after
 from .validation_errors import describe, path_of
@@ -62,7 +68,7 @@ class ErrorBody(TypedDict):
     error: ErrorDetail
 
 
-class ApiError(Exception):
+class ApiError(RefusedError):
     """An error that clients receive.
 
     Args:

@@ -170,6 +170,12 @@ def error_event(error: ApiError, number: int) -> dict[str, Any]:
     return {"type": "error", "sequence_number": number, **{name: detail[name] for name in ("code", "message", "param")}}
 
 
+def compacted(output: list[dict[str, Any]], usage: ItemUsage) -> dict[str, Any]:
+    """Returns the result of a compaction."""
+    fields = {"id": new_response_id(), "object": "response.compaction", "created_at": int(time.time())}
+    return {**fields, "output": output, "usage": usage}
+
+
 class ResponsesBuilder(ResponseBuilder):
     """Builds responses and their events.
 

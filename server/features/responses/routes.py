@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from .builder import (
     ResponseEvent,
     ResponseObject,
     ResponsesBuilder,
+    compacted,
     error_event,
     new_response_id,
 )
@@ -244,8 +244,7 @@ async def compact_input(body: CompactBody, responses: Responses, request: Reques
         if found.state is not None:
             raise bad_value("input", "a conversation that continues a saved state cannot be compacted")
         output = [await responses.service.workers.run(lambda: compaction_of(found.messages))]
-        fields = {"id": new_response_id(), "object": "response.compaction", "created_at": int(time.time())}
-        return json_response({**fields, "output": output, "usage": item_usage(len(found.prompt.token_ids))})
+        return json_response(compacted(output, item_usage(len(found.prompt.token_ids))))
 
 
 async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: str, lease: Lease | None) -> Prepared:
