@@ -175,11 +175,6 @@ def request_aborted() -> ApiError:
     return ApiError(kinds.REQUEST_ABORTED, "the request was aborted")
 
 
-def client_too_slow() -> ApiError:
-    """Returns a 408 for a stream whose client has left too much unread."""
-    return ApiError(kinds.CLIENT_TOO_SLOW, "the stream was read too slowly")
-
-
 def internal_error() -> ApiError:
     """Returns a 500 without details, which go to the log."""
     return ApiError(kinds.INTERNAL_ERROR, "internal server error")
@@ -208,6 +203,18 @@ def _without_quotes(text: str) -> str:
     return f"{text[: first.start()]}…{text[last + 1 :] if last > first.start() else ''}"
 
 
+_KINDS: Final[Mapping[type[Exception], ErrorKind]] = {
+    QueueTimeoutError: kinds.QUEUE_TIMEOUT,
+    RequestTimeoutError: kinds.REQUEST_TIMEOUT,
+    ConstraintLostError: kinds.OVERLOADED,
+    EngineDeadError: kinds.ENGINE_UNAVAILABLE,
+    NumericError: kinds.NUMERIC_ERROR,
+    WriteTooLargeError: kinds.REQUEST_TOO_LARGE,
+    RoostError: kinds.INTERNAL_ERROR,
+}
+"""Kinds of the exceptions whose text clients receive. Base classes come last."""
+
+
 def from_exception(error: Exception) -> ApiError:
     """Returns the error that clients receive for an exception; an unexpected one becomes a bare 500."""
     match error:
@@ -215,30 +222,17 @@ def from_exception(error: Exception) -> ApiError:
             return error
         case QueueFullError():
             return ApiError(kinds.QUEUE_FULL, str(error), headers=retry_after(error.retry_after_s))
-        case QueueTimeoutError():
-            return ApiError(kinds.QUEUE_TIMEOUT, str(error))
-        case RequestTimeoutError():
-            return ApiError(kinds.REQUEST_TIMEOUT, str(error))
-        case ConstraintLostError():
-            return ApiError(kinds.OVERLOADED, str(error))
-        case ConstraintError():  # no output can match the constraint
+        case ConstraintError() if not isinstance(error, ConstraintLostError):  # no output can match the constraint
             return ApiError(kinds.CONSTRAINT_FAILED, str(error), is_private=True)
-        case EngineDeadError():
-            return ApiError(kinds.ENGINE_UNAVAILABLE, str(error))
-        case NumericError():
-            return ApiError(kinds.NUMERIC_ERROR, str(error))
-        case WriteTooLargeError():
-            return ApiError(kinds.REQUEST_TOO_LARGE, str(error))
         case StoreFullError():
             return ApiError(kinds.STORE_FULL, "the store of responses is full")
         case StoreOutdatedError():
             return store_outdated()
         case StoreUnavailableError():
             return ApiError(kinds.STORE_UNAVAILABLE, "the store of responses is not available")
-        case RoostError():
-            return ApiError(kinds.INTERNAL_ERROR, str(error))
         case _:
-            return internal_error()
+            kind = next((kind for known, kind in _KINDS.items() if isinstance(error, known)), None)
+            return internal_error() if kind is None else ApiError(kind, str(error))
 
 
 def warn(text: str) -> None:

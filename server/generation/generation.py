@@ -17,7 +17,8 @@ from ...engine import (
     TokenOutput,
 )
 from ..constraints.tool_calls import CallReader, join_calls
-from ..errors.request_errors import client_too_slow, request_aborted
+from ..errors import kinds
+from ..errors.request_errors import ApiError, request_aborted
 from ..observability.request_metrics import RequestRecord, RequestTracker
 from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import Tokenizer
@@ -225,7 +226,7 @@ class ChoiceStream:
             self._unread = delta
             self._mailbox.put(self)
         elif not self._join(self._unread, delta):
-            self._fail(client_too_slow())
+            self._fail(ApiError(kinds.CLIENT_TOO_SLOW, "the stream was read too slowly"))
             self._abort()
             return
         if delta.finish_reason is not None:

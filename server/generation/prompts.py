@@ -160,7 +160,7 @@ class PromptEncoder:
         plain = _plain(conversation.messages, param, has_earlier=state is not None)
         ending, tools = conversation.ending, () if conversation.tools is None else conversation.tools.introduced
         if tools and self._chat_format.takes_tools:
-            ending = ending.with_variable("tools", self._described(tools))
+            ending = replace(ending, variables={**ending.variables, "tools": self._described(tools)})
         elif tools and state is None:  # the state's tokens introduce the tools
             plain = _with_tools_text(tools, plain)
         encode = self._chat_format.encode if state is None else self._chat_format.encode_after_reply

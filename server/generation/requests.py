@@ -48,7 +48,7 @@ async def chat(body: ChatFields, service: Service, *, holds_output: bool = True)
 
     def convert() -> tuple[Sequence[SamplingParams], OutputConstraint | None, Conversation]:
         params, text_constraint = chat_params(body, service.model), body_constraint(body)
-        conversation = conversation_of(body, body.messages, parallel_calls=body.parallel_tool_calls)
+        conversation = chat_conversation(body)
         tools = conversation.tools
         return params, text_constraint if tools is None else with_tools(text_constraint, tools), conversation
 

@@ -4,7 +4,6 @@ Null is equivalent to omitting a field. A body that fits its schema may still na
 unknown or have no effect here.
 """
 
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
@@ -175,9 +174,6 @@ class SchedulingFields(Body):
     does."""
 
 
-_MAX_NAMES: Final = 100
-"""Maximum number of unknown names that are logged, so that made-up names fill neither the log nor the memory."""
-
 _MAX_UNNAMED: Final = 100
 """Maximum number of different fields missing from the schema that are examined, in addition to refused ones."""
 
@@ -189,8 +185,6 @@ _MAX_NAME: Final = 60
 
 _USED_FIELD: Final = re.compile(r"use (\w+)[\w. ]*")
 """An alternative that is a field of the same body."""
-
-_logger = logging.getLogger(__name__)
 
 type _Place = tuple[str | int, ...]
 """Names and indexes that lead from a body to an object within it."""
@@ -220,7 +214,7 @@ class UnnamedField(NamedTuple):
 
 
 class BodyCheck:
-    """Refuses other models, fields without effect and near misses; reports unknown names in a header and in the log.
+    """Refuses other models, fields without effect and near misses; reports unknown names in a header.
 
     It runs where a body is parsed, on a worker thread if the body is large.
 
@@ -232,7 +226,6 @@ class BodyCheck:
     def __init__(self, model_id: str, *, strict: bool = False) -> None:
         self._model_id = model_id
         self._strict = strict
-        self._logged: set[tuple[type[JsonObject], str]] = set()
 
     def built(self, model: type[JsonObject], parsed: Any) -> JsonObject:
         """Returns a parsed body as its model, checked.
@@ -267,9 +260,6 @@ class BodyCheck:
                 hint = "" if meant is None else f"; did you mean {meant}?"
                 raise bad_value(field.param, f"the field {field.path[:120]!r} is unknown{hint}")
             warn(field.path)
-            if (field.kind, field.name) not in self._logged and len(self._logged) < _MAX_NAMES:
-                self._logged.add((field.kind, field.name))
-                _logger.warning("the unknown field %.60r was ignored; this is logged once", field.path)
 
 
 def _unnamed_fields(body: JsonObject) -> Sequence[UnnamedField]:

@@ -6,7 +6,7 @@ A format folds messages into turns, lays these out as parts, and encodes the par
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final, Literal, NamedTuple
 from uuid import uuid4
@@ -53,10 +53,6 @@ class Ending:
     add_header: bool = True
     stay_open: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
-
-    def with_variable(self, name: str, value: Any) -> "Ending":
-        """Returns a copy with one more variable."""
-        return replace(self, variables={**self.variables, name: value})
 
 
 NEW_TURN: Final = Ending()
@@ -176,11 +172,14 @@ class ChatFormat:
       tokenizer: Tokenizer of the model.
       layout: Layout of prompts.
       takes_tools: Whether the layout describes tools itself, given the variable `tools`.
+
+    Attributes:
+      tokenizer: Tokenizer of the model.
     """
 
     def __init__(self, tokenizer: Tokenizer, layout: Layout, *, takes_tools: bool = False) -> None:
         self.takes_tools = takes_tools
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._layout = layout
         self._bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
 
@@ -210,13 +209,13 @@ class ChatFormat:
           The messages; None if the tokens are not such a chat, or one of more messages.
         """
         ids = list(token_ids)
-        if ids and self._tokenizer.is_control(ids[-1]):
+        if ids and self.tokenizer.is_control(ids[-1]):
             ids.pop()
         for roles in (("user", "assistant"), ("system", "user", "assistant")):
             try:
                 pieces = list(itertools.islice(self._split(ids, roles), max_messages))
                 if self._encoded_again(pieces) == ids:
-                    return [Message(role, self._tokenizer.decode(piece)) for role, piece in pieces]
+                    return [Message(role, self.tokenizer.decode(piece)) for role, piece in pieces]
             except ChatFormatError:
                 continue
         return None
@@ -266,9 +265,9 @@ class ChatFormat:
         """
         messages, replies = [], {}
         for role, ids in pieces:
-            text = self._tokenizer.decode(ids)
+            text = self.tokenizer.decode(ids)
             if role == "assistant":
-                if any(map(self._tokenizer.is_control, ids)):
+                if any(map(self.tokenizer.is_control, ids)):
                     raise ChatFormatError("a reply has control tokens")
                 text = uuid4().hex
                 replies[text] = ids
@@ -276,29 +275,20 @@ class ChatFormat:
         parts = self._parts(messages, Ending(add_header=False, stay_open=True))
         return self._bos + self._encoded(parts, replies)
 
-    def render(self, messages: Sequence[Message], ending: Ending = NEW_TURN) -> str:
-        """Returns the prompt as text for display; `encode` keeps messages and markup apart.
-
-        Raises:
-          ChatFormatError: The messages cannot be formatted as a prompt.
-        """
-        text = "".join(part.text for part in self._parts(messages, ending))
-        return bos_name(self._tokenizer) + text.removeprefix(bos_name(self._tokenizer))
-
     def _encoded(self, parts: Iterable[Part], known: Mapping[str, list[int]] | None = None) -> list[int]:
         """Returns the ids of parts without BOS.
 
         Args:
           known: Ids of texts that are not encoded.
         """
-        encode_markup = cache(self._tokenizer.encode)  # every message has the same markup
+        encode_markup = cache(self.tokenizer.encode)  # every message has the same markup
         ids: list[int] = []
         for text, markup in parts:
             if known is not None and text in known:
                 ids += known[text]
             elif text:
-                part = encode_markup(text) if markup else self._tokenizer.encode(text, control_tokens=False)
-                ids += [token_id for token_id in part if token_id != self._tokenizer.bos_id]
+                part = encode_markup(text) if markup else self.tokenizer.encode(text, control_tokens=False)
+                ids += [token_id for token_id in part if token_id != self.tokenizer.bos_id]
         return ids
 
     def _parts_after_reply(self, messages: Sequence[Message], ending: Ending) -> list[Part]:
@@ -430,8 +420,3 @@ def _continued(role: str, text: str, ending: Ending) -> Message:
     if role != "assistant":
         raise ChatFormatError("the last message must be the assistant's, as it is to be continued")
     return Message(role, text.lstrip())
-
-
-def bos_name(tokenizer: Tokenizer) -> str:
-    """Returns the name of the BOS token; empty if there is none."""
-    return "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)

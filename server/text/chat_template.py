@@ -18,7 +18,6 @@ from .chat_format import (
     Layout,
     Message,
     Part,
-    bos_name,
     fold,
     fold_after_system,
     gemma_turns,
@@ -217,8 +216,9 @@ def _default_template(path: Path, value: object) -> str | None:
 
 
 def _template_variables(tokenizer: Tokenizer) -> dict[str, str]:
+    bos_name = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
     eos_name = tokenizer.token_text(tokenizer.end_token_ids[0]) if tokenizer.end_token_ids else ""
-    return {"bos_token": bos_name(tokenizer), "eos_token": eos_name}
+    return {"bos_token": bos_name, "eos_token": eos_name}
 
 
 def _refusal(reason: str) -> Layout:

@@ -172,18 +172,6 @@ async def test_a_named_service_tier_is_answered(client: httpx.AsyncClient) -> No
     assert "service_tier" not in (await post(client, "chat")).json()
 
 
-async def test_unknown_fields_are_logged_once(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
-    for _ in range(3):
-        await post(client, "chat", brand_new=1, user="known")
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == ["the unknown field 'brand_new' was ignored; this is logged once"]
-
-
-async def test_made_up_names_fill_no_memory(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
-    await post(client, "chat", **{f"name_{i}": i for i in range(200)})
-    assert sum(record.levelname == "WARNING" for record in caplog.records) == 100
-
-
 def test_parts_of_text_are_joined_by_line_breaks() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]
     body = ChatBody.model_validate({"messages": [{"role": "user", "content": parts}]})

@@ -1,7 +1,7 @@
 import io
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,8 @@ from chat_templates import GEMMA_TEMPLATE
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.engine.types.errors import CheckpointError
-from roost.server.text.chat_format import ChatFormat, ChatFormatError, Ending, Message
+from roost.server.generation.prompts import Prompt
+from roost.server.text.chat_format import NEW_TURN, ChatFormat, ChatFormatError, Ending, Message
 from roost.server.text.chat_template import load_chat_format
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 from roost.server.text.tokenizer import SentencePieceTokenizer, TokenIdsOnly, Tokenizer
@@ -86,6 +87,11 @@ def with_template(directory: Path, template: object, tokenizer: Tokenizer) -> Ch
     return load_chat_format(directory, tokenizer)
 
 
+def shown(chat: ChatFormat, messages: Sequence[Message], ending: Ending = NEW_TURN) -> str:
+    """Returns the prompt as text, in which control tokens have their names."""
+    return Prompt(chat.encode(messages, ending), from_text=True).text(chat.tokenizer)
+
+
 def user(text: str) -> Message:
     return Message("user", text)
 
@@ -110,7 +116,7 @@ class TestGemmaTurns:
         ]
 
     def test_several_turns_match_the_report(self, gemma: ChatFormat) -> None:
-        assert gemma.render([user("Knock knock."), assistant("Who's there?"), user("Gemma.")]) == (
+        assert shown(gemma, [user("Knock knock."), assistant("Who's there?"), user("Gemma.")]) == (
             "<bos><start_of_turn>user\nKnock knock.<end_of_turn>\n"
             "<start_of_turn>model\nWho's there?<end_of_turn>\n"
             "<start_of_turn>user\nGemma.<end_of_turn>\n"
@@ -118,7 +124,7 @@ class TestGemmaTurns:
         )
 
     def test_without_generation_prompt(self, gemma: ChatFormat) -> None:
-        rendered = gemma.render([user("a"), assistant("b")], Ending(add_header=False))
+        rendered = shown(gemma, [user("a"), assistant("b")], Ending(add_header=False))
         assert rendered.endswith("<start_of_turn>model\nb<end_of_turn>\n")
 
     def test_whitespace_around_texts_is_stripped(self, gemma: ChatFormat) -> None:
@@ -183,7 +189,7 @@ class TestRoles:
     ) -> None:
         roles = ["user", "model"] * len(turns)
         rendered = (f"<start_of_turn>{role}\n{turn}<end_of_turn>\n" for role, turn in zip(roles, turns, strict=False))
-        assert gemma.render(messages) == "<bos>" + "".join(rendered) + "<start_of_turn>model\n"
+        assert shown(gemma, messages) == "<bos>" + "".join(rendered) + "<start_of_turn>model\n"
 
     @pytest.mark.parametrize("role", ["tool", "function", "narrator", ""])
     def test_unknown_ones_are_refused_by_name(self, gemma: ChatFormat, role: str) -> None:
@@ -207,25 +213,25 @@ class TestAnOpenEnd:
         opened = gemma.encode([user("U"), assistant("A")], self.OPEN)
         closed = gemma.encode([user("U"), assistant("A")], Ending(add_header=False))
         assert closed[:-2] == opened
-        assert gemma.render([user("U"), assistant("A")], self.OPEN).endswith("<start_of_turn>model\nA")
+        assert shown(gemma, [user("U"), assistant("A")], self.OPEN).endswith("<start_of_turn>model\nA")
 
     def test_trailing_whitespace_is_kept(self, gemma: ChatFormat) -> None:
-        assert gemma.render([user(" U "), assistant(" A:\n")], self.OPEN).endswith("model\nA:\n")
+        assert shown(gemma, [user(" U "), assistant(" A:\n")], self.OPEN).endswith("model\nA:\n")
 
     @pytest.mark.parametrize("nothing", ["", "  "])
     def test_empty_last_message_is_a_header(self, gemma: ChatFormat, nothing: str) -> None:
         assert gemma.encode([user("U"), assistant(nothing)], self.OPEN) == gemma.encode([user("U")])
 
     def test_several_assistant_messages_are_joined(self, gemma: ChatFormat) -> None:
-        assert gemma.render([user("U"), assistant("A"), assistant("B")], self.OPEN).endswith("model\nA\n\nB")
+        assert shown(gemma, [user("U"), assistant("A"), assistant("B")], self.OPEN).endswith("model\nA\n\nB")
 
     def test_empty_messages_do_not_close_it(self, gemma: ChatFormat) -> None:
-        assert gemma.render([user("U"), assistant("A"), assistant(" ")], self.OPEN).endswith("model\nA")
+        assert shown(gemma, [user("U"), assistant("A"), assistant(" ")], self.OPEN).endswith("model\nA")
 
     def test_user_message_is_optional(self, gemma: ChatFormat) -> None:
         empty = "<bos><start_of_turn>user\n<end_of_turn>\n<start_of_turn>model\n"
-        assert gemma.render([assistant("A")], self.OPEN) == empty + "A"
-        assert gemma.render([assistant("")], self.OPEN) == empty
+        assert shown(gemma, [assistant("A")], self.OPEN) == empty + "A"
+        assert shown(gemma, [assistant("")], self.OPEN) == empty
 
     @pytest.mark.parametrize(
         "messages", [[user("U")], [system("S")], [assistant("A"), user("U")], [user("U"), assistant("A"), system("S")]]
@@ -237,7 +243,7 @@ class TestAnOpenEnd:
     def test_template_supports_it(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
         for template in (NATIVE_SYSTEM_TEMPLATE, GEMMA_TEMPLATE):
             chat = with_template(tmp_path, template, tokenizer)
-            assert chat.render([system("S"), user("U"), assistant("A ")], self.OPEN).endswith("A ")
+            assert shown(chat, [system("S"), user("U"), assistant("A ")], self.OPEN).endswith("A ")
 
     def test_template_with_text_after_the_messages_is_refused(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
         template = NATIVE_SYSTEM_TEMPLATE + "{{ messages[0].content }}"
@@ -249,8 +255,8 @@ def test_variables_reach_the_template(tmp_path: Path, tokenizer: Tokenizer) -> N
     template = "{% if loud %}!{% endif %}" + NATIVE_SYSTEM_TEMPLATE
     chat = with_template(tmp_path, template, tokenizer)
     variables = {"loud": True, "messages": [], "add_generation_prompt": False}
-    assert chat.render([user("U")], Ending(variables=variables)) == "<bos>![user] U\n[assistant]"
-    assert chat.render([user("U")]) == "<bos>[user] U\n[assistant]"
+    assert shown(chat, [user("U")], Ending(variables=variables)) == "<bos>![user] U\n[assistant]"
+    assert shown(chat, [user("U")]) == "<bos>[user] U\n[assistant]"
 
 
 class TestControlTokensInTexts:
@@ -283,15 +289,15 @@ class TestFoldingForTemplates:
         for texts in (("a", "b", "c"), ("", " b\n", "c ")):
             messages = [Message(names[role], text) for role, text in zip(roles, texts, strict=False)]
             for ending in (Ending(), Ending(add_header=False)):
-                assert formats["gemma"].render(messages, ending) == gemma.render(messages, ending)
+                assert shown(formats["gemma"], messages, ending) == shown(gemma, messages, ending)
                 assert formats["gemma"].encode(messages, ending) == gemma.encode(messages, ending)
 
     def test_any_order_stays_if_all_orders_are_taken(self, formats: Formats) -> None:
         messages = [assistant("A"), user("U"), user("V"), system("S"), assistant("B"), assistant("C")]
-        assert formats["any order"].render(messages) == (
+        assert shown(formats["any order"], messages) == (
             "<bos>[assistant] A\n[user] U\n[user] V\n[system] S\n[assistant] B\n[assistant] C\n[assistant]"
         )
-        assert formats["any order"].render([system("S")]) == "<bos>[system] S\n[assistant]"
+        assert shown(formats["any order"], [system("S")]) == "<bos>[system] S\n[assistant]"
 
     @pytest.mark.parametrize(
         ("messages", "prompt"),
@@ -313,7 +319,7 @@ class TestFoldingForTemplates:
     def test_a_system_role_in_front_stays_if_only_that_is_taken(
         self, formats: Formats, messages: list[Message], prompt: str
     ) -> None:
-        assert formats["system first"].render(messages) == f"<bos>{prompt}\n[assistant]"
+        assert shown(formats["system first"], messages) == f"<bos>{prompt}\n[assistant]"
 
     def test_a_system_text_that_would_be_hoisted_is_folded(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         hoisting = (
@@ -321,7 +327,7 @@ class TestFoldingForTemplates:
             "{% for m in messages if m.role != 'system' %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
         )
         messages = [system("S"), user("U"), assistant("A"), system("T"), user("V")]
-        assert with_template(tmp_path, hoisting, tokenizer).render(messages) == (
+        assert shown(with_template(tmp_path, hoisting, tokenizer), messages) == (
             "<bos>[system] S\n[user] U\n[assistant] A\n[user] T\n\nV\n"
         )
 
@@ -333,7 +339,7 @@ class TestFoldingForTemplates:
         chat = with_template(tmp_path, template, tokenizer)
         with pytest.raises(ChatFormatError, match="refuses these messages: Expected last role user, got assistant"):
             chat.encode([system("S"), user("U"), assistant("A")])
-        assert chat.render([user("U"), assistant("A")], TestAnOpenEnd.OPEN).endswith("A")
+        assert shown(chat, [user("U"), assistant("A")], TestAnOpenEnd.OPEN).endswith("A")
 
     def test_error_of_a_list_of_parts_is_the_templates(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         template = (
@@ -347,7 +353,7 @@ class TestFoldingForTemplates:
         """Otherwise the model would continue after the end of its own turn."""
         template = "{% for m in messages %}{{ '[INST] ' if m.role == 'user' }}{{ m.content }} [/INST]{% endfor %}"
         chat = with_template(tmp_path, template, tokenizer)
-        assert chat.render([user("U"), assistant("A"), user("V")]) == "<bos>[INST] U [/INST]A [/INST][INST] V [/INST]"
+        assert shown(chat, [user("U"), assistant("A"), user("V")]) == "<bos>[INST] U [/INST]A [/INST][INST] V [/INST]"
         with pytest.raises(ChatFormatError, match="starts no turn after an assistant's message"):
             chat.encode([user("U"), assistant("A")])
 
@@ -356,7 +362,7 @@ class TestFoldingForTemplates:
         chat = with_template(tmp_path, template, tokenizer)
         with pytest.raises(ChatFormatError, match="no mood"):
             chat.encode([user("U")])
-        assert "user\nS\n\nU" in chat.render([system("S"), user("U")], Ending(variables={"mood": "good"}))
+        assert "user\nS\n\nU" in shown(chat, [system("S"), user("U")], Ending(variables={"mood": "good"}))
 
 
 MESSAGES = st.lists(
@@ -378,7 +384,7 @@ class TestGrowingConversations:
     def test_closed_turns_stay_as_they_are(self, formats: Formats, name: str, messages: list[Message]) -> None:
         chat, closed = formats[name], Ending(add_header=False)
         for length in turn_ends(messages):
-            assert chat.render(messages, closed).startswith(chat.render(messages[:length], closed))
+            assert shown(chat, messages, closed).startswith(shown(chat, messages[:length], closed))
             ids = chat.encode(messages[:length], closed)
             assert chat.encode(messages, closed)[: len(ids)] == ids
 
@@ -428,7 +434,7 @@ class TestTemplates:
     def test_gets_roles_as_they_are(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         chat = with_template(tmp_path, NATIVE_SYSTEM_TEMPLATE, tokenizer)
         messages = [Message("developer", "S"), user("U"), Message("model", "A"), user("V")]
-        assert chat.render(messages) == "<bos>[system] S\n[user] U\n[assistant] A\n[user] V\n[assistant]"
+        assert shown(chat, messages) == "<bos>[system] S\n[user] U\n[assistant] A\n[user] V\n[assistant]"
 
     @pytest.mark.parametrize("bos", ["", "<bos>", "<bos><bos>"])
     def test_bos_is_at_the_start_only(self, tokenizer: Tokenizer, tmp_path: Path, bos: str) -> None:
@@ -437,15 +443,15 @@ class TestTemplates:
 
     def test_default_of_a_list(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         templates = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": NATIVE_SYSTEM_TEMPLATE}]
-        assert with_template(tmp_path, templates, tokenizer).render([user("U")]) == "<bos>[user] U\n[assistant]"
+        assert shown(with_template(tmp_path, templates, tokenizer), [user("U")]) == "<bos>[user] U\n[assistant]"
 
     def test_template_file_takes_precedence(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         (tmp_path / "chat_template.jinja").write_text("file: {{ messages[0].content }}{{ eos_token }}\n")
-        assert with_template(tmp_path, "config", tokenizer).render([user("U")]) == "<bos>file: U<eos>"
+        assert shown(with_template(tmp_path, "config", tokenizer), [user("U")]) == "<bos>file: U<eos>"
 
     def test_text_that_loses_its_system_role_is_folded(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
-        assert with_template(tmp_path, template, tokenizer).render([system("S"), user("U")]) == "<bos>S\n\nU"
+        assert shown(with_template(tmp_path, template, tokenizer), [system("S"), user("U")]) == "<bos>S\n\nU"
 
     def test_template_may_need_texts_as_lists_of_parts(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         loop = "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
@@ -458,13 +464,13 @@ class TestTemplates:
         messages = [system("S"), user("U"), assistant("A"), user("V")]
         for template in (wants_parts, takes_both):
             chat = with_template(tmp_path, template, tokenizer)
-            assert chat.render(messages) == "<bos>[system] S; [user] U; [assistant] A; [user] V; "
+            assert shown(chat, messages) == "<bos>[system] S; [user] U; [assistant] A; [user] V; "
         no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + wants_parts
-        assert with_template(tmp_path, no_system, tokenizer).render(messages[:2]) == "<bos>[user] S\n\nU; "
+        assert shown(with_template(tmp_path, no_system, tokenizer), messages[:2]) == "<bos>[user] S\n\nU; "
 
     def test_text_written_twice_is_in_the_prompt_twice(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         template = "{{ messages[0].content }}-{{ messages[0].content | upper }}"
-        assert with_template(tmp_path, template, tokenizer).render([user("u")]) == "<bos>u-u"
+        assert shown(with_template(tmp_path, template, tokenizer), [user("u")]) == "<bos>u-u"
 
     @pytest.mark.parametrize(
         "template", ["{{ messages[-1].content }}", "{% for m in messages %}{{ m.content[0] | upper }}{% endfor %}"]
@@ -516,7 +522,7 @@ class TestNoChat:
 
     def test_without_turn_marks_a_template_is_enough(self, tmp_path: Path) -> None:
         chat = with_template(tmp_path, NATIVE_SYSTEM_TEMPLATE, train(["\n"]))
-        assert chat.render([user("U")]) == "<bos>[user] U\n[assistant]"
+        assert shown(chat, [user("U")]) == "<bos>[user] U\n[assistant]"
 
     def test_without_a_tokenizer(self, tmp_path: Path) -> None:
         chat = load_chat_format(tmp_path, TokenIdsOnly(64))
