@@ -165,7 +165,7 @@ class ChoiceStream:
         mailbox: "Mailbox[ChoiceStream | Exception]",
         sent: SentResponse,
         abort: Callable[[], None],
-        max_unread_bytes: int = MAX_UNREAD_BYTES,
+        max_unread_bytes: int,
     ) -> None:
         self.is_open = True
         self._index = index
@@ -367,7 +367,7 @@ class Generation:
         tracker: RequestTracker,
         spec: GenerationSpec,
         requests: Sequence[Request],
-        max_unread_bytes: int = MAX_UNREAD_BYTES,
+        max_unread_bytes: int,
     ) -> "Generation":
         """Submits the requests of a spec to the engine. No other function does.
 

@@ -127,8 +127,6 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             content["exception"] = self.formatException(record.exc_info)
-        if record.stack_info:
-            content["stack"] = record.stack_info
         return json.dumps(content, default=str)
 
 

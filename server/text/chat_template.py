@@ -188,8 +188,10 @@ def _load_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None
         source = _default_template(path, read_object(path).get("chat_template"))
     if source is None:
         return None
+    bos_name = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
+    eos_name = tokenizer.token_text(tokenizer.end_token_ids[0]) if tokenizer.end_token_ids else ""
     try:
-        return ChatTemplate(source, _template_variables(tokenizer))
+        return ChatTemplate(source, {"bos_token": bos_name, "eos_token": eos_name})
     except jinja2.TemplateSyntaxError as error:
         raise CheckpointError(f"{path}: the chat template is broken at line {error.lineno}: {error.message}") from error
     except RecursionError:
@@ -213,12 +215,6 @@ def _default_template(path: Path, value: object) -> str | None:
                 case {"name": "default", "template": str(source)}:
                     return source
     raise CheckpointError(f'{path}: chat_template must be a string, or a list with an entry named "default"')
-
-
-def _template_variables(tokenizer: Tokenizer) -> dict[str, str]:
-    bos_name = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
-    eos_name = tokenizer.token_text(tokenizer.end_token_ids[0]) if tokenizer.end_token_ids else ""
-    return {"bos_token": bos_name, "eos_token": eos_name}
 
 
 def _refusal(reason: str) -> Layout:

@@ -27,10 +27,8 @@ class Detokenizer:
         whose last character is incomplete, doesn't count, and neither does any token after it.
     """
 
-    stop_string: str | None
-
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, include_stop: bool = False) -> None:
-        self.stop_string = None
+        self.stop_string: str | None = None
         self._tokenizer = tokenizer
         self._include_stop = include_stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
