@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import readline
 import signal
 import sys
@@ -405,11 +404,8 @@ class _TerminalLines:
     def _open_history(self) -> None:
         """Creates the file so that only its owner can read it."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.fchmod(descriptor, 0o600)
-        finally:
-            os.close(descriptor)
+        self._path.touch(0o600)
+        self._path.chmod(0o600)
 
 
 _TIMEOUT_S: Final = 24 * 3600.0

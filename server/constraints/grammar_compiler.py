@@ -1,16 +1,16 @@
 """Compiles each grammar once, in a separate process, and fairly between tenants.
 
-Compiled grammars are cached, also fairly, which cachetools' caches are not.
+Compiled grammars are cached, also fairly: no tenant can evict another's grammars by requesting many.
 """
 
 import asyncio
 import weakref
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
+from ...engine import TenantStore
 from ..tenants import Workers, tenant
 from ..text.tokenizer import Tokenizer
 from .grammar_process import Grammar, GrammarProcessFactory
@@ -40,56 +40,6 @@ type _Key = tuple[str, GrammarSpec]
 
 type Compile = Callable[[GrammarSpec], Grammar]
 """Compiles a grammar; called on any thread. Raises `GrammarError` or `GrammarBusyError`."""
-
-
-class GrammarCache:
-    """Least-recently-used cache.
-
-    A full cache evicts a grammar of the tenant that holds the most, so that no tenant can evict another's grammars by
-    requesting many.
-
-    Args:
-      max_grammars: Maximum number of grammars.
-      max_bytes: Maximum bytes of memory that grammars hold together; a single grammar may exceed it.
-    """
-
-    def __init__(self, max_grammars: int, max_bytes: int) -> None:
-        self._max_grammars, self._max_bytes = max_grammars, max_bytes
-        self._grammars: OrderedDict[_Key, Grammar] = OrderedDict()
-
-    def get(self, key: _Key) -> Grammar | None:
-        """Returns a tenant's grammar if it is cached and its process is alive, or None."""
-        grammar = self._grammars.get(key)
-        if grammar is None:
-            return None
-        if not grammar.is_alive:
-            del self._grammars[key]
-            return None
-        self._grammars.move_to_end(key)
-        return grammar
-
-    def put(self, key: _Key, grammar: Grammar) -> None:
-        """Adds a grammar as the most recently used one, and evicts others if the cache is full."""
-        self._grammars[key] = grammar
-        while len(self._grammars) > self._max_grammars:
-            self.evict(_largest(Counter(owner for owner, _ in self._grammars)))
-        while (held := self._bytes_held()).total() > self._max_bytes and len(self._grammars) > 1:
-            self.evict(_largest(held))
-
-    def evict(self, owner: str) -> tuple[_Key, Grammar] | None:
-        """Removes and returns the tenant's least recently used grammar, if it has one."""
-        key = next((key for key in self._grammars if key[0] == owner), None)
-        return None if key is None else (key, self._grammars.pop(key))
-
-    def _bytes_held(self) -> Counter[str]:
-        held = Counter[str]()
-        for (owner, spec), grammar in self._grammars.items():
-            held[owner] += spec.num_bytes + grammar.num_bytes
-        return held
-
-
-def _largest(held: Counter[str]) -> str:
-    return held.most_common(1)[0][0]
 
 
 def _compile(factory: GrammarProcessFactory, spec: GrammarSpec) -> Grammar:
@@ -147,8 +97,8 @@ class GrammarCompiler:
         self._wait_s = wait_s
         self._max_grammars, self._is_shared = max_grammars, tenants > 1
         self._jobs: dict[_Key, _Job] = {}
-        self._cache = GrammarCache(max_cached, MAX_CACHED_BYTES)
-        self._alive: weakref.WeakKeyDictionary[Grammar, str] = weakref.WeakKeyDictionary()
+        self._cache: TenantStore[_Key, Grammar] = TenantStore(max_cached, MAX_CACHED_BYTES)
+        self._alive: weakref.WeakKeyDictionary[Grammar, _Key] = weakref.WeakKeyDictionary()
 
     async def compile(self, spec: GrammarSpec) -> Grammar:
         """Returns the compiled grammar for the current tenant.
@@ -161,7 +111,8 @@ class GrammarCompiler:
           GrammarBusyError: Too many grammars wait or are in use.
         """
         key = tenant.get(), spec
-        if (cached := self._cache.get(key)) is not None:
+        if (cached := self._cache.pop(key)) is not None and cached.is_alive:
+            self._keep(key, cached)
             return cached
         job = self._jobs.get(key) or self._add(key)
         job.num_waiters += 1
@@ -196,9 +147,13 @@ class GrammarCompiler:
             return
         del self._jobs[key]
         if done.exception() is None:  # also marks an exception as retrieved, as all waiters may be gone
-            grammar = done.result()
-            self._alive[grammar] = key[0]
-            self._cache.put(key, grammar)
+            self._alive[done.result()] = key
+            self._keep(key, done.result())
+
+    def _keep(self, key: _Key, grammar: Grammar) -> None:
+        """Caches a grammar as its tenant's most recently used one."""
+        owner, spec = key
+        self._cache.put(key, owner, grammar, spec.num_bytes + grammar.num_bytes)
 
     def _make_room(self, owner: str) -> None:
         """Evicts grammars of a tenant that are not in use until one more fits.
@@ -206,18 +161,18 @@ class GrammarCompiler:
         Raises:
           GrammarBusyError: Requests use too many grammars.
         """
-        in_use: list[tuple[_Key, weakref.ref[Grammar]]] = []
-        while not (has_room := self._has_room(owner)) and (evicted := self._cache.evict(owner)) is not None:
-            in_use.append((evicted[0], weakref.ref(evicted[1])))
-            del evicted
-        for key, reference in in_use:
+        evicted: list[tuple[_Key, weakref.ref[Any]]] = []
+        keys = [self._alive[each] for each in self._cache.of(owner)]
+        while not (has_room := self._has_room(owner)) and keys:
+            evicted.append((keys[0], weakref.ref(self._cache.pop(keys.pop(0)))))
+        for key, reference in evicted:
             if (grammar := reference()) is not None:
-                self._cache.put(key, grammar)
+                self._keep(key, grammar)
         if not has_room:
             whose = " of this API key" if self._is_shared else ""
             raise GrammarBusyError(f"requests{whose} use too many different grammars; try again later")
 
     def _has_room(self, owner: str) -> bool:
-        owners = list(self._alive.values())
+        owners = [each for each, _ in self._alive.values()]
         free = self._max_grammars - len(owners)
         return free > 0 and not (self._is_shared and owners.count(owner) >= free)

@@ -98,13 +98,11 @@ def read_file(path: str, names: Collection[str]) -> dict[str, Any]:
         raise SettingsError(f"config {path}: is not valid TOML ({error})") from None
     known = set(names) - {"config"}
     if unknown := sorted(content.keys() - known):
-        hints = ", ".join(_with_hint(key, content[key], known) for key in unknown)
+        hints = ", ".join(_with_hint(key, known) for key in unknown)
         raise SettingsError(f"config {path}: unknown setting {hints}")
     return content
 
 
-def _with_hint(key: str, value: Any, names: Collection[str]) -> str:
-    if isinstance(value, dict):
-        return f"[{key}] (write settings without a table)"
+def _with_hint(key: str, names: Collection[str]) -> str:
     meant = closest(key, names)
     return key if meant is None else f"{key} (did you mean {meant}?)"

@@ -115,7 +115,7 @@ def test_numbers_and_keys_are_described_as_such() -> None:
         ("slotz = 4\nport = 1\nhots = 'x'", r"hots \(did you mean host\?\), slotz \(did you mean slots\?\)"),
         ("max-queue = 4", r"unknown setting max-queue \(did you mean max_queue\?\)"),
         ("Slots = 4", r"unknown setting Slots \(did you mean slots\?\)"),
-        ("[server]\nport = 1", r"unknown setting \[server\] \(write settings without a table\)"),
+        ("[server]\nport = 1", "unknown setting server"),
         ("weather = 'fine'", r"unknown setting weather\Z"),
         ("port = ", "not valid TOML"),
         ("config = 'other.toml'", "unknown setting config"),
