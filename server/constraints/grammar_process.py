@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from io import FileIO
 from typing import Final
 
@@ -47,45 +48,6 @@ _DIED: Final = "computing the next token mask takes too much work"
 _ALL_BYTES: Final = frozenset(bytes([byte]) for byte in range(256))
 
 type Tokenize = Callable[[bytes], Sequence[int]]
-
-
-class TokenBytes:
-    """Bytes of a model's tokens, for its grammars.
-
-    Args:
-      tokenizer: Tokenizer of the model.
-      end_token_ids: All tokens that end a generation; they are allowed only where a grammar may end.
-
-    Raises:
-      GrammarError: The tokens cannot spell every text, or no token ends a generation.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, end_token_ids: Sequence[int]) -> None:
-        if not tokenizer.has_text:
-            raise GrammarError(
-                "this checkpoint has no tokenizer, so its tokens have no text that a grammar could constrain"
-            )
-        if not end_token_ids:
-            raise GrammarError("this checkpoint names no token that ends a generation")
-        ends, ids = frozenset(end_token_ids), range(tokenizer.vocab_size)
-        special_token_ids = [token_id for token_id in ids if tokenizer.is_control(token_id) or token_id in ends]
-        special = frozenset(special_token_ids)
-        tokens = [
-            tokenizer.token_text(token_id).encode() if token_id in special else tokenizer.token_bytes(token_id)
-            for token_id in ids
-        ]
-        if not _ALL_BYTES.issubset(tokens):
-            raise GrammarError("this checkpoint's tokenizer has no token for some bytes, so it cannot spell every text")
-        self.vocabulary = Vocabulary(tokens, special_token_ids, list(end_token_ids), tokenizer.bos_id)
-        self._tokenizer = tokenizer
-
-    def token_ids(self, text: bytes) -> list[int]:
-        """Returns the tokenizer's token ids of a text; none if their bytes are not the text's.
-
-        A dummy prefix or a normalizer changes them. The library requires tokens with exactly the text's bytes.
-        """
-        token_ids = self._tokenizer.encode(text.decode(), control_tokens=False)
-        return token_ids if b"".join(map(self._tokenizer.token_bytes, token_ids)) == text else []
 
 
 class Grammar:
@@ -282,7 +244,7 @@ class GrammarProcessFactory:
 
     Args:
       tokenizer: Tokenizer of the model.
-      end_token_ids: All tokens that end a generation.
+      end_token_ids: All tokens that end a generation; they are allowed only where a grammar may end.
       limits: Resource limits of each grammar.
     """
 
@@ -291,7 +253,6 @@ class GrammarProcessFactory:
         self._tokenizer = tokenizer
         self._end_token_ids = end_token_ids
         self._lock = threading.Lock()
-        self._tokens: TokenBytes | None = None
         self._control: socket.socket | None = None
 
     def new_process(self) -> Grammar:
@@ -301,14 +262,13 @@ class GrammarProcessFactory:
           GrammarError: The tokenizer is not suitable for grammars.
         """
         with self._lock:
-            if self._tokens is None:  # takes half a second for a large vocabulary
-                self._tokens = TokenBytes(self._tokenizer, self._end_token_ids)
             try:
-                return self._fork(self._tokens, self._control or self._start(self._tokens))
+                return self._fork(self._control or self._start())
             except BrokenPipeError:  # the worker was killed
-                return self._fork(self._tokens, self._start(self._tokens))
+                return self._fork(self._start())
 
-    def _start(self, tokens: TokenBytes) -> socket.socket:
+    def _start(self) -> socket.socket:
+        vocabulary = _vocabulary(self._tokenizer, self._end_token_ids)
         ours, theirs = socket.socketpair()
         with theirs:
             number = theirs.fileno()
@@ -323,11 +283,11 @@ class GrammarProcessFactory:
         weakref.finalize(self, _end, ours, process)
         assert process.stdin is not None
         with process.stdin:
-            process.stdin.write(tokens.vocabulary.to_json())
+            process.stdin.write(vocabulary.to_json())
         self._control = ours
         return ours
 
-    def _fork(self, tokens: TokenBytes, control: socket.socket) -> Grammar:
+    def _fork(self, control: socket.socket) -> Grammar:
         commands, our_commands = os.pipe()
         our_replies, replies = os.pipe()
         our_status, status = os.pipe()
@@ -342,9 +302,42 @@ class GrammarProcessFactory:
         finally:
             for pipe in (commands, replies, status):
                 os.close(pipe)
-        process = Grammar(*ours, tokens.token_ids, self._limits)
+        process = Grammar(*ours, partial(_token_ids, self._tokenizer), self._limits)
         weakref.finalize(process, _close, *ours)
         return process
+
+
+def _token_ids(tokenizer: Tokenizer, text: bytes) -> list[int]:
+    """Returns the tokenizer's token ids of a text; none if their bytes are not the text's.
+
+    A dummy prefix or a normalizer changes them. The library requires tokens with exactly the text's bytes.
+    """
+    token_ids = tokenizer.encode(text.decode(), control_tokens=False)
+    return token_ids if b"".join(map(tokenizer.token_bytes, token_ids)) == text else []
+
+
+def _vocabulary(tokenizer: Tokenizer, end_token_ids: Sequence[int]) -> Vocabulary:
+    """Returns the bytes of a model's tokens; takes half a second for a large vocabulary.
+
+    Raises:
+      GrammarError: The tokens cannot spell every text, or no token ends a generation.
+    """
+    if not tokenizer.has_text:
+        raise GrammarError(
+            "this checkpoint has no tokenizer, so its tokens have no text that a grammar could constrain"
+        )
+    if not end_token_ids:
+        raise GrammarError("this checkpoint names no token that ends a generation")
+    ends, ids = frozenset(end_token_ids), range(tokenizer.vocab_size)
+    special_token_ids = [token_id for token_id in ids if tokenizer.is_control(token_id) or token_id in ends]
+    special = frozenset(special_token_ids)
+    tokens = [
+        tokenizer.token_text(token_id).encode() if token_id in special else tokenizer.token_bytes(token_id)
+        for token_id in ids
+    ]
+    if not _ALL_BYTES.issubset(tokens):
+        raise GrammarError("this checkpoint's tokenizer has no token for some bytes, so it cannot spell every text")
+    return Vocabulary(tokens, special_token_ids, list(end_token_ids), tokenizer.bos_id)
 
 
 def _too_complex(limits: GrammarLimits) -> str:
