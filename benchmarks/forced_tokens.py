@@ -11,6 +11,7 @@ import argparse
 import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import orjson
 from llguidance import LLMatcher
 from roost import LLM, SamplingParams, StructuredOutputsParams
 from roost.engine import open_model
-from roost.server.constraints.grammar_process import TokenBytes
+from roost.server.constraints.grammar_process import exact_token_ids, vocabulary_of
 from roost.server.constraints.grammar_spec import GrammarError
 from roost.server.constraints.grammar_worker.follow import WorkerTokenizer, compile_grammar
 from roost.server.constraints.grammar_worker.protocol import GrammarFailure
@@ -76,9 +77,8 @@ def schemas(folder: Path) -> Iterator[dict[str, Any]]:
 def count(found: Iterable[dict[str, Any]], num_schemas: int, num_tokens: int) -> Counts:
     """Returns the sums over outputs under the first schemas that the server takes."""
     tokenizer = open_tokenizer(open_model("demo"))
-    token_bytes = TokenBytes(tokenizer, tokenizer.end_token_ids)
-    worker_tokenizer = WorkerTokenizer(token_bytes.vocabulary)
-    worker_tokenizer.tokenize = token_bytes.token_ids
+    worker_tokenizer = WorkerTokenizer(vocabulary_of(tokenizer, tokenizer.end_token_ids))
+    worker_tokenizer.tokenize = partial(exact_token_ids, tokenizer)
     llm, total, seed = LLM("demo"), Counts(), 0
     for schema in found:
         if seed == num_schemas:

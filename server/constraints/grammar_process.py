@@ -268,7 +268,7 @@ class GrammarProcessFactory:
                 return self._fork(self._start())
 
     def _start(self) -> socket.socket:
-        vocabulary = _vocabulary(self._tokenizer, self._end_token_ids)
+        vocabulary = vocabulary_of(self._tokenizer, self._end_token_ids)
         ours, theirs = socket.socketpair()
         with theirs:
             number = theirs.fileno()
@@ -302,12 +302,12 @@ class GrammarProcessFactory:
         finally:
             for pipe in (commands, replies, status):
                 os.close(pipe)
-        process = Grammar(*ours, partial(_token_ids, self._tokenizer), self._limits)
+        process = Grammar(*ours, partial(exact_token_ids, self._tokenizer), self._limits)
         weakref.finalize(process, _close, *ours)
         return process
 
 
-def _token_ids(tokenizer: Tokenizer, text: bytes) -> list[int]:
+def exact_token_ids(tokenizer: Tokenizer, text: bytes) -> list[int]:
     """Returns the tokenizer's token ids of a text; none if their bytes are not the text's.
 
     A dummy prefix or a normalizer changes them. The library requires tokens with exactly the text's bytes.
@@ -316,7 +316,7 @@ def _token_ids(tokenizer: Tokenizer, text: bytes) -> list[int]:
     return token_ids if b"".join(map(tokenizer.token_bytes, token_ids)) == text else []
 
 
-def _vocabulary(tokenizer: Tokenizer, end_token_ids: Sequence[int]) -> Vocabulary:
+def vocabulary_of(tokenizer: Tokenizer, end_token_ids: Sequence[int]) -> Vocabulary:
     """Returns the bytes of a model's tokens; takes half a second for a large vocabulary.
 
     Raises:
