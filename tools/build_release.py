@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -182,11 +181,6 @@ def build_native(tree: Path, folder: Path, epoch: int) -> Path:
     return repaired
 
 
-def builds_native() -> bool:
-    """Returns whether this machine builds the wheel with the native kernels."""
-    return (sys.platform, platform.machine()) == ("linux", "x86_64")
-
-
 def build_all(commit: str, folder: Path) -> list[Path]:
     """Builds the files of a release twice, and returns those of the first time.
 
@@ -199,9 +193,8 @@ def build_all(commit: str, folder: Path) -> list[Path]:
     epoch = int(run(["git", "log", "-1", "--format=%ct", commit]))
     checkout = export(commit, folder / "checkout")
     sdist = build_sdist(checkout, folder / "sdist", epoch)
-    kinds = [build_pure, *([build_native] if builds_native() else [])]
     first, again = [], []
-    for number, kind in enumerate(kinds):
+    for number, kind in enumerate((build_pure, build_native)):
         first.append(kind(unpack(sdist, folder / f"first-{number}"), folder / f"built-{number}", epoch))
         again.append(kind(export(commit, folder / f"again-{number}"), folder / f"rebuilt-{number}", epoch))
     again.append(build_sdist(export(commit, folder / "again"), folder / "sdist-again", epoch))
@@ -223,21 +216,19 @@ def bill_of_materials(version: str, locks: Sequence[str]) -> dict[str, Any]:
     """Returns what is installed with Roost from some locks on Linux, as a CycloneDX document."""
     texts = [(ROOT / "requirements" / f"{lock}.txt").read_text() for lock in locks]
     lines = [line.rstrip(" \\") for text in texts for line in text.splitlines() if re.match(r"[\w.-]+==", line)]
-    found = {each.name: each for each in map(Requirement, lines) if applies_on_linux(each)}
+    on_linux = {"sys_platform": "linux"}
+    found = {
+        each.name: next(iter(each.specifier)).version
+        for each in map(Requirement, lines)
+        if each.marker is None or each.marker.evaluate(on_linux)
+    }
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
         "metadata": {"component": component("application", "roost", version)},
-        "components": [
-            component("library", name, next(iter(each.specifier)).version) for name, each in sorted(found.items())
-        ],
+        "components": [component("library", *each) for each in sorted(found.items())],
     }
-
-
-def applies_on_linux(requirement: Requirement) -> bool:
-    """Returns whether a requirement is installed on Linux, by this version of Python."""
-    return requirement.marker is None or requirement.marker.evaluate({"sys_platform": "linux"})
 
 
 def component(kind: str, name: str, version: str) -> dict[str, str]:
@@ -255,15 +246,8 @@ def faults_of_wheel(path: Path, version: str) -> list[str]:
         metadata = archive.read(f"roost-{version}.dist-info/METADATA")
     Metadata.from_email(metadata, validate=True)
     wanted = [*DATA, *([NATIVE] if PLATFORM in path.name else [])]
-    libraries = [name for name in names if name.endswith(".so") and name not in wanted]
-    strays = [name for name in names if not name.startswith(("roost/", f"roost-{version}.dist-info/"))]
-    scripts = [name for name in names if re.fullmatch(r"roost/\w+\.py", name) and name not in wanted]
-    tests = [name for name in names if "tests" in Path(name).parts]
-    wrong = dict.fromkeys([*libraries, *strays, *scripts, *tests])
-    return [
-        *(f"{path.name}: {name} is missing" for name in wanted if name not in names),
-        *(f"{path.name}: {name} does not belong there" for name in wrong),
-    ]
+    fits = re.compile(rf"roost-{re.escape(version)}\.dist-info/.*|roost/(?!.*\btests/|\w+\.py$|.*\.so$).*")
+    return differences(path, names, wanted, [name for name in names if name not in wanted and not fits.fullmatch(name)])
 
 
 def faults_of_sdist(path: Path, version: str) -> list[str]:
@@ -271,9 +255,14 @@ def faults_of_sdist(path: Path, version: str) -> list[str]:
     with tarfile.open(path) as archive:
         names = [name.removeprefix(f"roost-{version}/") for name in archive.getnames()]
     wanted = [*SDIST_FILES, *(name.removeprefix("roost/") for name in DATA)]
+    return differences(path, names, wanted, [name for name in names if name.startswith("tests/")])
+
+
+def differences(path: Path, names: Sequence[str], wanted: Sequence[str], wrong: Sequence[str]) -> list[str]:
+    """Returns a line for each name that is missing or wrong."""
     return [
         *(f"{path.name}: {name} is missing" for name in wanted if name not in names),
-        *(f"{path.name}: {name} does not belong there" for name in names if name.startswith("tests/")),
+        *(f"{path.name}: {name} does not belong there" for name in wrong),
     ]
 
 
@@ -307,8 +296,6 @@ def main(arguments: Sequence[str]) -> int:
     SBOM.mkdir(exist_ok=True)
     for image, locks in IMAGES.items():
         (SBOM / f"roost-{version}-{image}.cdx.json").write_text(json.dumps(bill_of_materials(version, locks), indent=1))
-    if not builds_native():
-        print("no wheel with native kernels: it is built on Linux on x86-64 only")
     return 0
 
 

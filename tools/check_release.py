@@ -91,12 +91,6 @@ def chosen_wheel(environment: Environment, folder: Path, version: str) -> Path:
         return folder / next(Path(taken).iterdir()).name
 
 
-def install(environment: Environment, wheel: Path) -> None:
-    """Installs a wheel, and its dependencies from the index."""
-    environment.pip("install", "--only-binary=:all:", wheel)
-    environment.pip("check")
-
-
 # --- what an installation must do
 
 
@@ -175,7 +169,8 @@ def main(arguments: Sequence[str]) -> int:
             environment = make_environment(python, Path(home))
             chosen = chosen_wheel(environment, DIST, version)
             others = [wheel for wheel in wheels if wheel != chosen] if number == 0 else []
-            install(environment, chosen)
+            environment.pip("install", "--only-binary=:all:", chosen)  # and its dependencies from the index
+            environment.pip("check")
             print(f"{python}: {chosen.name}: {check(environment, chosen, version)}", flush=True)
             for wheel in others:
                 environment.pip("install", "--no-deps", "--force-reinstall", wheel)

@@ -19,8 +19,6 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 
 PYTEST: Final = ("-x", "-q", "-n0", "-p", "no:cacheprovider")
 
-NOTICED: Final = "noticed"
-
 
 class Mutant(NamedTuple):
     """A wrong version of a file.
@@ -136,15 +134,13 @@ class Tree:
         return True
 
 
-def outcome(tree: Tree, mutant: Mutant) -> str:
-    """Returns `NOTICED`, or why the mutant is not noticed; the tree stays as it is."""
+def is_noticed(tree: Tree, mutant: Mutant) -> bool:
+    """Returns whether the mutant's tests fail with it; the tree stays as it is."""
     file = tree.root / mutant.file
     text = file.read_text()
-    if (count := text.count(mutant.old)) != 1:
-        return f"{mutant.file} has {mutant.old!r} {count} times instead of once"
     file.write_text(text.replace(mutant.old, mutant.new))
     try:
-        return "NOT NOTICED" if tree.passes(mutant.tests) else NOTICED
+        return not tree.passes(mutant.tests)
     finally:
         file.write_text(text)
 
@@ -154,9 +150,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         tree = Tree(Path(folder))
         tree.run("-m", "pytest", *PYTEST, *(test for mutant in MUTANTS for test in mutant.tests))
-        found = {mutant.name: outcome(tree, mutant) for mutant in MUTANTS}
-    print("\n".join(f"{name}: {each}" for name, each in found.items()))
-    return 0 if set(found.values()) == {NOTICED} else 1
+        lost = [mutant.name for mutant in MUTANTS if not is_noticed(tree, mutant)]
+    print(f"{len(MUTANTS)} mutants, not noticed: {', '.join(lost) or 'none'}")
+    return 1 if lost else 0
 
 
 if __name__ == "__main__":

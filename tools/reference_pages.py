@@ -43,13 +43,14 @@ FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
 _NOTE: Final = "<!-- Written by `python tools/reference_pages.py`; change the code instead. -->"
 
 
+def _head(title: str) -> Sequence[str]:
+    return (_NOTE, "", f"# {title}", "")
+
+
 def settings_page() -> str:
     """Returns the page of all settings."""
     lines = [
-        _NOTE,
-        "",
-        "# Settings of `roost serve`",
-        "",
+        *_head("Settings of `roost serve`"),
         "Each setting is a flag, an environment variable and a key of a TOML file (`--config`). A flag overrides the",
         "environment, the environment the file, the file the default. [Settings](../how-to/settings.md) says which",
         "of them matter.",
@@ -63,10 +64,7 @@ def settings_page() -> str:
 def other_servers_page() -> str:
     """Returns the page of flags of other servers."""
     lines = [
-        _NOTE,
-        "",
-        "# Flags of vLLM and llama.cpp",
-        "",
+        *_head("Flags of vLLM and llama.cpp"),
         "What to do instead of each. `roost serve` says the same in one line. `LLM` and `EngineArgs` of the Python API",
         "take vLLM's keywords where a value means the same or changes nothing. A context length, memory for a growing",
         "cache, and preemption have no flags here, because a request's state has one size.",
@@ -107,10 +105,7 @@ def endpoints_pages() -> Mapping[str, str]:
         page = next(page for page, (_, starts) in _ENDPOINTS.items() if path.startswith(starts))
         apis[page] |= {f"{method.upper()} {path}": operation for method, operation in methods.items()}
     lines = [
-        _NOTE,
-        "",
-        "# Endpoints and fields",
-        "",
+        *_head("Endpoints and fields"),
         "`/openapi.json` of a running server has the same in full. [Compatibility](compatibility.md) says what is left",
         "out, and what happens to fields that aren't listed here. [Errors](errors.md) lists the statuses. `null` means",
         "the same as leaving a field out.",
@@ -142,7 +137,7 @@ def _api_lines(
     title: str, operations: Mapping[str, Any], schemas: Mapping[str, Any], described: Container[str]
 ) -> Sequence[str]:
     """Returns the lines of an API's page, without the objects that an earlier page describes."""
-    lines = [_NOTE, "", f"# {title}", "", *_meanings(operations)]
+    lines = [*_head(title), *_meanings(operations)]
     bodies: dict[str, list[str]] = {}
     for name, operation in operations.items():
         body = _body_of(operation)
@@ -284,10 +279,7 @@ def metrics_page() -> str:
     metrics.http.count("PATH", "GET", 200)
     metrics.registry.register(RowCollector(lambda: store_rows({"FEATURE": True})))
     lines = [
-        _NOTE,
-        "",
-        "# Metrics",
-        "",
+        *_head("Metrics"),
         "`/metrics` serves these to Prometheus. [Health, metrics and logs](../how-to/metrics.md) says which of them",
         "to watch.",
         "",

@@ -164,8 +164,7 @@ def tokenizer_text(stories: Sequence[Row], dialogues: Sequence[Row], seed: int) 
 
 def train_tokenizer(text: Iterable[str], vocab_size: int, path: Path) -> None:
     """Trains a SentencePiece model with Gemma's ids and marks and writes it to `path`."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as model:
+    with path.open("wb") as model:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(text),
             model_writer=model,
@@ -191,7 +190,6 @@ def train_tokenizer(text: Iterable[str], vocab_size: int, path: Path) -> None:
             max_sentence_length=8192,
             minloglevel=1,
         )
-    temporary.replace(path)
 
 
 class Document(NamedTuple):
@@ -228,10 +226,6 @@ class Encoder:
             ids += [*header, *content, self.end_of_turn, self._newline]
             kinds += [Kind.GIVEN] * len(header) + [kind] * (len(content) + 1) + [Kind.GIVEN]
         return Document(np.array(ids, np.int32), np.array(kinds, np.int8))
-
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Returns the ids before the model's next answer."""
-        return [*self.dialogue(messages).ids.tolist(), *self._headers["model"]]
 
     def story(self, text: str) -> Document:
         """Returns a text, all of which is learned."""
@@ -414,27 +408,13 @@ class Trainer:
             optax.scale_by_adam(b1=0.9, b2=0.95, eps=1e-8),
             optax.add_decayed_weights(recipe.weight_decay, decayed),
         )
-        self._step = jax.jit(self._update, donate_argnums=0, static_argnames="window")
+        self.step = jax.jit(self._step, donate_argnums=0, static_argnames="window")
         self._sums = jax.jit(lambda params, batch: cross_entropy(nnx.merge(self._graphs[0], params), batch))
 
     def start(self) -> Trained:
         """Returns the state before the first step."""
         params = random_params(self._abstract, self.recipe.seed)
         return Trained(params, jax.tree.map(jnp.copy, params), self._optimizer.init(params))
-
-    def step(
-        self, trained: Trained, batch: Batch, rate: float, average_decay: float, window: int = 0
-    ) -> tuple[Trained, float]:
-        """Runs one step (AdamW) and returns the batch's mean loss before it. `trained` is donated.
-
-        Args:
-          trained: State before the step.
-          batch: Batch to learn.
-          rate: Learning rate.
-          average_decay: Decay of the average; 0 makes it follow the parameters.
-        """
-        trained, loss = self._step(trained, batch, rate, average_decay, window=window)
-        return trained, float(loss)
 
     def loss(self, params: Params, rows: Rows) -> float:
         """Returns the mean loss over rows, in batches of the training's shape, the last one padded with zeros."""
@@ -446,9 +426,11 @@ class Trainer:
             total, weight = total + float(sums[0]), weight + float(sums[1])
         return total / max(weight, 1.0)
 
-    def _update(
+    def _step(
         self, trained: Trained, batch: Batch, rate: jax.Array, average_decay: jax.Array, window: int
     ) -> tuple[Trained, jax.Array]:
+        """Runs one step of AdamW and returns the batch's mean loss before it. An `average_decay` of 0 copies."""
+
         def mean(params: Params) -> jax.Array:
             total, weight = cross_entropy(nnx.merge(self._graphs[window], params), batch)
             return total / jnp.maximum(weight, 1.0)
@@ -482,7 +464,8 @@ def train(trainer: Trainer, sources: Mapping[str, Sequence[Document]], steps: in
         average_decay = recipe.average_decay if progress >= recipe.average_from else 0.0
         phase = recipe.phase(progress)
         rate = recipe.rate(step, progress)
-        trained, loss = trainer.step(trained, rows.batch(phase.weights), rate, average_decay, phase.window)
+        trained, mean = trainer.step(trained, rows.batch(phase.weights), rate, average_decay, window=phase.window)
+        loss = float(mean)
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} after {step + 1} steps")
         tokens += int((rows.positions >= 0).sum())
@@ -559,9 +542,8 @@ def run(recipe: Recipe, corpus: Path, out: Path, steps: int) -> None:
         for name in ("tinystories-train", "chat-train", "ccby-stories", "tinystories-val", "chat-val")
     )
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / "tokenizer.model").exists():
-        text = tokenizer_text(stories, dialogues, recipe.seed)
-        train_tokenizer(text, recipe.vocab_size, out / "tokenizer.model")
+    text = tokenizer_text(stories, dialogues, recipe.seed)
+    train_tokenizer(text, recipe.vocab_size, out / "tokenizer.model")
     encoder = Encoder(out / "tokenizer.model")
     sources = {
         "chat": [encoder.dialogue(d["messages"]) for d in dialogues],

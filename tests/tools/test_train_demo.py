@@ -151,7 +151,7 @@ def test_training_and_serving_encode_alike(encoder: Any, tokenizer_path: Path) -
     tokenizer = load_tokenizer(tokenizer_path.parent, TOY.vocab_size)
     messages = DIALOGUES[0]["messages"][:3]
     served = load_chat_format(None, tokenizer).encode([Message(m["role"], m["content"]) for m in messages])
-    assert encoder.prompt(messages) == served
+    assert [*encoder.dialogue(messages).ids, *encoder._headers["model"]] == served
 
 
 def test_rows_are_filled_first_fit() -> None:
@@ -210,7 +210,7 @@ def test_a_phase_has_its_own_window(encoder: Any, trainer: Any) -> None:
     assert windows == {0, 32}
     assert TOY.window not in windows
     batch = tool.pack([encoder.story(STORIES[0]["text"])] * 8, TOY.length).take(slice(4)).batch()
-    losses = {trainer.step(trainer.start(), batch, 0.0, 0.0, window)[1] for window in windows}
+    losses = {float(trainer.step(trainer.start(), batch, 0.0, 0.0, window=window)[1]) for window in windows}
     assert len(losses) == 2
 
 

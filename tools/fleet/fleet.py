@@ -2,7 +2,7 @@
 
     python tools/fleet/fleet.py --json benchmarks/fleet.json --results benchmarks/fleet.md [--only servers model]
 
-"servers" takes less than eight minutes, with HAProxy where it is installed (on Debian, apt-get install haproxy). Every
+"servers" takes less than eight minutes, and needs HAProxy (on Debian, apt-get install haproxy). Every
 replica is a `roost serve --simulate` process, at a pace that leaves more than half of two cores idle:
 
 - the model of a replica against 1, 4 and 16 servers, with the same requests;
@@ -45,7 +45,7 @@ from fleet_model import (
     steady,
 )
 from fleet_page import NEVER_S, page, picture_of
-from fleet_servers import BALANCES, Run, Server, find_haproxy, proxying, run_load, serving
+from fleet_servers import BALANCES, Run, Server, proxying, run_load, serving
 from results_page import commit
 from roost.engine.planning.replicas import Arrival, Chip
 from roost.server.commands.bench.report import opening
@@ -90,8 +90,7 @@ def main() -> None:
         options.json.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     if options.results is not None:
         options.results.write_text(page(document))
-        if "model" in document:
-            options.results.with_suffix(".svg").write_text(picture_of(document["model"]["results"]))
+        options.results.with_suffix(".svg").write_text(picture_of(document["model"]["results"]))
 
 
 def say(text: str) -> None:
@@ -113,7 +112,7 @@ def measure_servers() -> dict[str, Any]:
         for server in servers[4:]:
             server.end(SIGKILL)
         results["routing"] = list(measure_routing(servers[:4]))
-        results["faults"] = [] if find_haproxy() is None else list(measure_faults(servers[:4]))
+        results["faults"] = list(measure_faults(servers[:4]))
     with serving(2, replace(CHIP, max_queue=8), CACHE_GIB) as servers:
         results["overload"] = list(measure_overload(servers))
     return results
@@ -157,19 +156,10 @@ def of_run(run: Run) -> dict[str, float]:
     summary = summary_of([each.ttft_s or 0.0 for each in done], [each.e2e_s for each in done])
     end = max(each.sent_s + each.e2e_s for each in run.answers)
     tokens = sum(each.arrival.output_tokens for each in run.answers if each.is_complete)
-    cut = sum(any(reason_is_cut(reason) for reason in each.failures) for each in counted)
-    rest = {"requests": len(counted), "done": len(done), "cut": cut, "tries": num_tries(run)}
+    cut = sum(any("middle" in reason or "stream" in reason for reason in each.failures) for each in counted)
+    tries = 1 + sum(len(each.failures) - (not each.is_complete) for each in run.answers) / len(run.answers)
+    rest = {"requests": len(counted), "done": len(done), "cut": cut, "tries": tries}
     return summary | rest | {"tokens_per_s": tokens / end, "hit_share": run.hit_share}
-
-
-def num_tries(run: Run) -> float:
-    """Returns the mean number of tries of a request."""
-    return 1 + sum(len(each.failures) - (not each.is_complete) for each in run.answers) / len(run.answers)
-
-
-def reason_is_cut(reason: str) -> bool:
-    """Returns whether a try failed in the middle of its response."""
-    return "middle" in reason or "stream" in reason
 
 
 def of_outcome(outcome: Outcome) -> dict[str, float]:
@@ -196,7 +186,7 @@ def summary_of(ttft_s: Sequence[float], e2e_s: Sequence[float]) -> dict[str, flo
 def measure_routing(servers: Sequence[Server]) -> Any:
     """Yields a result for each way of choosing a replica, with the same requests and prefixes of its own."""
     load = steady(LOAD, offered(len(servers)), SECONDS + WARM_S, seed=7)
-    for salt, balance in enumerate(BALANCES if find_haproxy() else ()):
+    for salt, balance in enumerate(BALANCES):
         say(f"routing: {balance}")
         with proxying(servers, balance) as proxy:
             run = run_load(servers, LOAD, load, proxy=proxy, salt=salt)
@@ -255,12 +245,11 @@ def measure_overload(servers: Sequence[Server]) -> Any:
         say(f"overload: {name}")
         run = run_load(servers, LOAD, load, picks="in turn", salt=300 + salt, **behaviour)
         yield {"what": name, "failures": dict(run.failures), **of_run(run)}
-    if find_haproxy():
-        title = "HAProxy tries any replica up to three times more"
-        say(f"overload: {title}")
-        with proxying(servers, "random", "conn-failure empty-response 429") as proxy:
-            run = run_load(servers, LOAD, load, proxy=proxy, salt=310)
-        yield {"what": title, "failures": dict(run.failures), **of_run(run)}
+    title = "HAProxy tries any replica up to three times more"
+    say(f"overload: {title}")
+    with proxying(servers, "random", "conn-failure empty-response 429") as proxy:
+        run = run_load(servers, LOAD, load, proxy=proxy, salt=310)
+    yield {"what": title, "failures": dict(run.failures), **of_run(run)}
 
 
 # --- the model

@@ -5,14 +5,17 @@ same requests.
 """
 
 import hashlib
+import itertools
 import math
 import random
+from abc import ABC, abstractmethod
 from bisect import bisect, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Final, Protocol
+from operator import itemgetter
+from typing import Final
 
 from roost.engine import PREFILL_BLOCK
 from roost.engine.planning.replicas import Arrival, Chip, Clock, Replica, SimulatedRequest
@@ -36,15 +39,13 @@ class Workload:
       prefix_tokens: Tokens of a prefix, a multiple of `PREFILL_BLOCK`.
       question_tokens: Tokens after it.
       output_tokens: Shortest and longest reply, which are drawn uniformly.
-      skew: Exponent of Zipf's law: the popularity of prefix n is proportional to n ** -skew.
-      hot_share: Share of all requests that have the first prefix, on top of that.
+      hot_share: Share of all requests that have the first prefix; the others follow Zipf's law.
     """
 
     prefixes: int
     prefix_tokens: int
     question_tokens: int
     output_tokens: tuple[int, int]
-    skew: float = 1.0
     hot_share: float = 0.0
 
     @property
@@ -80,11 +81,12 @@ def arrivals(load: Workload, rate: Callable[[float], float], most: float, until:
       seed: Seed of all that is drawn.
     """
     rng, now = random.Random(seed), 0.0
-    shares = list(accumulate((1 - load.hot_share) * weight for weight in _zipf(load.prefixes, load.skew)))
+    weights = [1 / number for number in range(1, load.prefixes + 1)]
+    weights[0] += load.hot_share / (1 - load.hot_share) * math.fsum(weights)
+    popularity = list(accumulate(weights))
     while (now := now + rng.expovariate(most)) < until:
         if rng.random() * most < rate(now):
-            draw = rng.random()
-            prefix = 0 if draw >= 1 - load.hot_share else min(bisect(shares, draw), load.prefixes - 1)
+            (prefix,) = rng.choices(range(load.prefixes), cum_weights=popularity)
             yield Arrival(now, prefix, rng.randint(*load.output_tokens))
 
 
@@ -93,76 +95,52 @@ def steady(load: Workload, rate: float, until: float, seed: int) -> Sequence[Arr
     return list(arrivals(load, lambda _: rate, rate, until, seed))
 
 
-def _zipf(count: int, skew: float) -> Sequence[float]:
-    weights = [number**-skew for number in range(1, count + 1)]
-    total = math.fsum(weights)
-    return [weight / total for weight in weights]
-
-
 # --- routing
 
 
-class Router(Protocol):
+class Router(ABC):
     """Picks replicas."""
-
-    def add(self, replica: Replica) -> None:
-        """Takes a replica that has become ready."""
-
-    def remove(self, replica: Replica) -> None:
-        """Leaves a replica out from now on."""
-
-    def pick(self, job: SimulatedRequest) -> Replica:
-        """Returns the replica for a request; there is at least one."""
-
-
-class Sampled:
-    """Base class of routers that pick among some replicas at random."""
 
     def __init__(self) -> None:
         self._random = random.Random(0)
         self._replicas: list[Replica] = []
-        self._places: dict[int, int] = {}
 
     def add(self, replica: Replica) -> None:
-        self._places[replica.number] = len(self._replicas)
+        """Takes a replica that has become ready."""
         self._replicas.append(replica)
 
     def remove(self, replica: Replica) -> None:
-        place, last = self._places.pop(replica.number), self._replicas.pop()
-        if last is not replica:
-            self._replicas[place] = last
-            self._places[last.number] = place
+        """Leaves a replica out from now on."""
+        self._replicas.remove(replica)
+
+    @abstractmethod
+    def pick(self, job: SimulatedRequest) -> Replica:
+        """Returns the replica for a request; there is at least one."""
 
     def any(self) -> Replica:
-        return self._replicas[int(self._random.random() * len(self._replicas))]
+        """Returns a random replica."""
+        return self._random.choice(self._replicas)
 
 
-class InTurn:
+class InTurn(Router):
     """Picks one after the other."""
 
     def __init__(self) -> None:
-        self._replicas: list[Replica] = []
-        self._turn = 0
-
-    def add(self, replica: Replica) -> None:
-        self._replicas.append(replica)
-
-    def remove(self, replica: Replica) -> None:
-        self._replicas.remove(replica)
+        super().__init__()
+        self._turns = itertools.count()
 
     def pick(self, job: SimulatedRequest) -> Replica:
-        self._turn += 1
-        return self._replicas[(self._turn - 1) % len(self._replicas)]
+        return self._replicas[next(self._turns) % len(self._replicas)]
 
 
-class LeastOfTwo(Sampled):
+class LeastOfTwo(Router):
     """Picks the one with fewer requests of two."""
 
     def pick(self, job: SimulatedRequest) -> Replica:
         return min(self.any(), self.any(), key=lambda replica: replica.load)
 
 
-class PrefixHash:
+class PrefixHash(Router):
     """Picks by consistent hashing of the prefix, as nginx and HAProxy do with a header.
 
     Args:
@@ -170,26 +148,22 @@ class PrefixHash:
     """
 
     def __init__(self, factor: float = math.inf) -> None:
+        super().__init__()
         self._factor = factor
-        self._ring: list[tuple[int, int]] = []
-        self._replicas: dict[int, Replica] = {}
-        self._load = 0
+        self._ring: list[tuple[int, Replica]] = []
 
     def add(self, replica: Replica) -> None:
-        self._replicas[replica.number] = replica
         for point in range(_POINTS):
-            insort(self._ring, (_hash(f"{replica.number}-{point}"), replica.number))
+            insort(self._ring, (_hash(f"{replica.number}-{point}"), replica), key=itemgetter(0))
 
     def remove(self, replica: Replica) -> None:
-        del self._replicas[replica.number]
-        for point in range(_POINTS):
-            del self._ring[bisect(self._ring, (_hash(f"{replica.number}-{point}"), -1))]
+        self._ring = [each for each in self._ring if each[1] is not replica]
 
     def pick(self, job: SimulatedRequest) -> Replica:
-        place = bisect(self._ring, (_hash(f"prefix {job.arrival.prefix}"), -1))
+        place = bisect(self._ring, _hash(f"prefix {job.arrival.prefix}"), key=itemgetter(0))
         most = self._factor * self._mean_load() if self._factor < math.inf else math.inf
         for step in range(len(self._ring)):
-            replica = self._replicas[self._ring[(place + step) % len(self._ring)][1]]
+            replica = self._ring[(place + step) % len(self._ring)][1]
             if replica.load <= most:
                 return replica
         return replica
@@ -197,10 +171,10 @@ class PrefixHash:
     def _mean_load(self) -> float:
         """Returns the mean load with the new request, of a sample where there are many replicas."""
         sample = self._ring[:: max(1, len(self._ring) // 128)]
-        return 1 + sum(self._replicas[number].load for _, number in sample) / len(sample)
+        return 1 + sum(replica.load for _, replica in sample) / len(sample)
 
 
-class Picker(Sampled):
+class Picker(Router):
     """Picks by the scores of the endpoint picker: queue 2, slots 2, prefix 3; see deploy/chart/files/picker.yaml.
 
     With many replicas, it scores those that got the prefix last, and some others.

@@ -18,10 +18,7 @@ _STYLES: Final = (("ours", ""), ("theirs", ""), ("ours", "7 4"), ("theirs", "3 3
 def page(document: Mapping[str, Any]) -> str:
     """Returns the page for readers."""
     parts = ["# A fleet of simulated replicas", f"    {COMMAND}"]
-    if "servers" in document:
-        parts += _of_servers(document["servers"])
-    if "model" in document:
-        parts += _of_model(document["model"])
+    parts += [*_of_servers(document["servers"]), *_of_model(document["model"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -47,24 +44,23 @@ def _of_servers(part: Mapping[str, Any]) -> Iterator[str]:
         [row for each in results["calibration"] for row in _calibration_rows(each)],
     )
     yield "### Routing, four replicas"
+    times = ("ttft_p50_s", "ttft_p99_s", "e2e_mean_s")
     yield table(
         ["by", "how", "hits", "first token p50", "p99", "whole reply, mean"],
-        [[each["by"], each["way"], _percent(each["hit_share"]), *_times(each)] for each in results["routing"]],
+        [
+            [each["by"], each["way"], _percent(each["hit_share"]), *_seconds(each, *times)]
+            for each in results["routing"]
+        ],
     )
-    if results["faults"]:
-        yield "### Replicas that end, four behind HAProxy"
-        yield paragraph(
-            """Half of the load; no client tries again. HAProxy asks `/health/ready` every 0.2 s, and tries
-            another replica until a response has started."""
-        )
-        yield table(["what", "requests", "whole replies", "cut", "first token p99"], _rows(results["faults"], "cut"))
+    yield "### Replicas that end, four behind HAProxy"
+    yield paragraph(
+        """Half of the load; no client tries again. HAProxy asks `/health/ready` every 0.2 s, and tries
+        another replica until a response has started."""
+    )
+    yield table(["what", "requests", "whole replies", "cut", "first token p99"], _rows(results["faults"], "cut"))
     yield "### More than fits, two replicas with a queue of eight"
     yield paragraph("One and a half times the load that fits. Tries are those of clients, per request.")
     yield table(["what", "requests", "whole replies", "tries", "first token p99"], _rows(results["overload"], "tries"))
-
-
-def _times(entry: Mapping[str, Any]) -> list[str]:
-    return _seconds(entry, "ttft_p50_s", "ttft_p99_s", "e2e_mean_s")
 
 
 def _rows(entries: Sequence[Mapping[str, Any]], name: str) -> list[list[str]]:

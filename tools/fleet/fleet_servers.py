@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from event_path import cpu_seconds, free_port
 from fleet_model import Workload
@@ -160,11 +160,6 @@ BALANCES: Final[Mapping[str, Sequence[str]]] = {
 """Ways to choose a replica, and the lines of HAProxy's configuration."""
 
 
-def find_haproxy() -> str | None:
-    """Returns the path of HAProxy, also where only root's PATH has it."""
-    return shutil.which("haproxy", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
-
-
 def haproxy_config(port: int, servers: Sequence[Server], balance: Sequence[str], retries: str) -> str:
     """Returns a configuration of HAProxy, which asks the servers every 0.2 s whether they are ready.
 
@@ -203,8 +198,9 @@ def proxying(servers: Sequence[Server], balance: str, retries: str = "conn-failu
       balance: One of `BALANCES`.
       retries: Failures after which another server gets the request.
     """
-    program, port = find_haproxy(), free_port()
-    assert program is not None
+    program = shutil.which("haproxy", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    assert program is not None, "HAProxy is not installed"
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder:
         config, log = Path(folder) / "config", Path(folder) / "log"
@@ -251,7 +247,7 @@ class Clients:
       urls: Addresses to choose among.
       load: Lengths of prompts.
       salt: Prompts with other salts share no prefix.
-      pick: Returns the index of the address for a request, by its number; the first address gets all by default.
+      pick: Returns the index of the address for a request, by its number.
       retries: Times that a request is sent again that failed.
       waits: Whether a client waits as long as `Retry-After` says before it tries again; without, half a second.
     """
@@ -260,11 +256,11 @@ class Clients:
         self,
         urls: Sequence[str],
         load: Workload,
-        salt: int = 0,
-        pick: Callable[[int, Arrival], int] | None = None,
-        retries: int = 0,
+        salt: int,
+        pick: Callable[[int, Arrival], int],
+        retries: int,
         *,
-        waits: bool = True,
+        waits: bool,
     ) -> None:
         self._clients = [HttpClient(Address.parse(url), timeout_s=120.0) for url in urls]
         self._load, self._salt, self._pick = load, salt, pick
@@ -272,10 +268,7 @@ class Clients:
         self._prefixes = [self._tokens(f"{salt} {prefix}", load.prefix_tokens) for prefix in range(load.prefixes)]
         self.answers: list[Answer] = []
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
+    async def close(self) -> None:
         for client in self._clients:
             await client.close()
 
@@ -303,7 +296,7 @@ class Clients:
         self.answers.append(Answer(arrival, sent - self._start, first, trace.end_s - sent, tuple(failures), complete))
 
     async def _try(self, number: int, arrival: Arrival) -> Any:
-        client = self._clients[0 if self._pick is None else self._pick(number, arrival)]
+        client = self._clients[self._pick(number, arrival)]
         recorder = StreamRecorder(time.perf_counter(), time.perf_counter())
         headers = {KEY_HEADER: f"{self._salt}-{arrival.prefix}"}
         try:
@@ -397,7 +390,7 @@ def run_load(
     salt: int = 0,
     retries: int = 0,
     waits: bool = True,
-    beside: Callable[[], None] | None = None,
+    beside: Callable[[], None] = lambda: None,
 ) -> Run:
     """Sends a load to servers, or to a proxy in front of them.
 
@@ -415,12 +408,10 @@ def run_load(
     async def send_all() -> Sequence[Answer]:
         picker = EndpointPicker(servers, load)
         watching = asyncio.create_task(picker.watch()) if picks == "scores" else None
-        ways = {"first": None, "in turn": lambda number, _: number % len(urls), "scores": picker.pick}
-        async with Clients(urls, load, salt, ways[picks], retries, waits=waits) as clients:
-            side = None if beside is None else asyncio.create_task(asyncio.to_thread(beside))
-            await clients.send_all(arrivals)
-            if side is not None:
-                await side
+        ways = {"first": lambda *_: 0, "in turn": lambda number, _: number % len(urls), "scores": picker.pick}
+        clients = Clients(urls, load, salt, ways[picks], retries, waits=waits)
+        await asyncio.gather(clients.send_all(arrivals), asyncio.to_thread(beside))
+        await clients.close()
         if watching is not None:
             watching.cancel()
         await picker.close()

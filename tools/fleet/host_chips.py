@@ -35,6 +35,9 @@ RATES: Final = (20_000, 30_000, 40_000, 50_000, 60_000)
 KEEPS_UP: Final = 0.95
 """Share of the tokens that come as events of their own on a front end that keeps up; a slower one joins them."""
 
+SECONDS: Final = 5.0
+"""Seconds of each delivery; hits are counted for four times as long."""
+
 CHIPS: Final = 4
 CACHE_GIB: Final = 1.0
 
@@ -61,7 +64,7 @@ class Delivery:
         return self.events >= KEEPS_UP * self.wanted
 
 
-def deliver(processes: int, chips: int, wanted: float, seconds: float) -> Delivery:
+def deliver(processes: int, chips: int, wanted: float) -> Delivery:
     """Serves the same number of streams with some processes, each over some chips."""
     streams = STREAMS // processes
     step_ms = 1e3 * STREAMS / wanted
@@ -76,7 +79,7 @@ def deliver(processes: int, chips: int, wanted: float, seconds: float) -> Delive
             client.read_until_all_speak()
         _read(clients, 1.0)
         start, before, events = time.monotonic(), _cpu_s(pids), sum(client.num_events for client in clients)
-        _read(clients, seconds)
+        _read(clients, SECONDS)
         elapsed = time.monotonic() - start
         count = sum(client.num_events for client in clients) - events
         cpu_us = 1e6 * (_cpu_s(pids) - before) / count
@@ -97,20 +100,20 @@ def _cpu_s(pids: Sequence[int]) -> float:
     return sum(sum(cpu_seconds(pid)) for pid in pids)
 
 
-def deliveries(seconds: float) -> Iterator[Delivery]:
+def deliveries() -> Iterator[Delivery]:
     """Yields what each arrangement delivers at rising rates, up to the first one with which it does not keep up."""
     for processes, chips in ((1, 1), (1, CHIPS), (2, 1)):
         for wanted in RATES:
-            found = deliver(processes, chips, wanted, seconds)
+            found = deliver(processes, chips, wanted)
             print(json.dumps(asdict(found)), flush=True)
             yield found
             if not found.keeps_up:
                 break
 
 
-def caches(seconds: float) -> Iterator[dict[str, Any]]:
+def caches() -> Iterator[dict[str, Any]]:
     """Yields memory and hits of one process over four chips, and of four processes, with the same requests."""
-    load = steady(LOAD, offered(CHIPS), seconds, seed=11)
+    load = steady(LOAD, offered(CHIPS), 4 * SECONDS, seed=11)
     whole = replace(CHIP, slots=CHIPS * CHIP.slots, prefill_tokens_per_s=CHIPS * CHIP.prefill_tokens_per_s)
     for name, count, chip, gib, picks in (
         ("one process", 1, whole, CACHE_GIB, "first"),
@@ -164,10 +167,9 @@ def _cache_row(found: Mapping[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, metavar="FILE.md", help="a page")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each delivery (5); four times that for hits")
     options = parser.parse_args()
     facts = {**machine(), "date": now()[:10], "tree": commit()}
-    found, cached = list(deliveries(options.seconds)), list(caches(4 * options.seconds))
+    found, cached = list(deliveries()), list(caches())
     text = page(found, cached, facts)
     print(text)
     if options.results is not None:

@@ -226,7 +226,8 @@ def test_the_page_has_every_table_and_the_picture_is_svg() -> None:
     assert "| clients wait | 200 | 99.5 % | 1.50 | 2.500 |" in page
     assert "| 0.7 | 2.50 | 2.50 |" in page
     never = [{**each, "ttft_p99_s": 999.0} for each in of_model["scaling"]]
-    without = fleet_page.page({"model": {**facts, "results": {**of_model, "scaling": never}}})
+    model = {**facts, "results": {**of_model, "scaling": never}}
+    without = fleet_page.page({"servers": {**facts, "results": of_servers}, "model": model})
     assert "| 0.5 | given up | given up |" in without
     assert max(map(len, page.splitlines())) < 130
     picture = ET.fromstring(fleet_page.picture_of(of_model))
