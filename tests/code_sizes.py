@@ -16,7 +16,7 @@ MOST: Final[Mapping[str, int]] = {
     "code lines of server": 23400,
     "code lines of engine": 11250,
     "code lines of kernels": 3580,
-    "code lines of tools": 4860,
+    "code lines of tools": 4400,
     "code lines of benchmarks": 4910,
     "files of server": 163,
     "files of engine": 59,

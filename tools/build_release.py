@@ -159,8 +159,7 @@ def build_sdist(tree: Path, folder: Path, epoch: int) -> Path:
 
 def unpack(sdist: Path, folder: Path) -> Path:
     """Unpacks an sdist into a folder and returns the tree within."""
-    with tarfile.open(sdist) as tar:
-        tar.extractall(folder, filter="data")
+    shutil.unpack_archive(sdist, folder, filter="data")
     (tree,) = folder.iterdir()
     return tree
 

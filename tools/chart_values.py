@@ -53,17 +53,14 @@ def settings_block() -> str:
 def _value_schema(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     """Returns the schema of a setting's value in YAML, where null leaves the setting out."""
     kinds = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
-    words: list[str | bool] = [word for word in ("auto", "off") if word in _alternatives(name)]
+    alternatives = (setting_reference(name).metavar or "").split("|")
+    words: list[str | bool] = [word for word in ("auto", "off") if word in alternatives]
     if "array" in (each["type"] for each in kinds):
         kinds.append({"type": "string"})  # as in a variable
     if kinds[0]["type"] != "boolean" and words:
         words += [False] if "off" in words else []  # YAML reads the word off so
         return {"anyOf": [*map(_without_names, kinds), {"enum": [*words, None]}]}
     return {"anyOf": [*map(_without_names, kinds), {"type": "null"}]} if kinds[1:] else _nullable(kinds[0])
-
-
-def _alternatives(name: str) -> list[str]:
-    return (setting_reference(name).metavar or "").split("|")
 
 
 def _without_names(schema: dict[str, Any]) -> dict[str, Any]:

@@ -294,17 +294,12 @@ def _kind(name: str) -> str:
     return "ours" if name.startswith("Roost") else "theirs"
 
 
-def draw_measured_lengths() -> str:
-    """Returns the chart of what `benchmarks/length.json` holds."""
-    return draw_lengths(json.loads((ROOT / "benchmarks" / "length.json").read_text()))
-
-
 PICTURES: Final = {
     "roost.svg": draw_overview,
     "rooms.svg": draw_rooms,
     "request.svg": draw_request,
     "state.svg": draw_state,
-    "length.svg": draw_measured_lengths,
+    "length.svg": lambda: draw_lengths(json.loads((ROOT / "benchmarks" / "length.json").read_text())),
 }
 
 

@@ -129,8 +129,9 @@ def _link(away: Mapping[str, str], link: re.Match[str]) -> str:
 
 
 def _meanings(operations: Mapping[str, Any]) -> Iterator[str]:
-    rows = (row(f"`{name}`", _first_line(operation)) for name, operation in operations.items())
-    return wide_table(row("path", "meaning"), rows)
+    return wide_table(
+        row("path", "meaning"), (row(f"`{name}`", _first_line(each)) for name, each in operations.items())
+    )
 
 
 def _api_lines(
@@ -331,7 +332,7 @@ def commands_page() -> Iterator[str]:
     root: Any = get_command(app)
     yield from (*_COMMANDS_START.splitlines(), *_options(root))
     for path, command in commands(root, "roost"):
-        usage = " ".join([path, *command.collect_usage_pieces(_context(command, path))])
+        usage = " ".join([path, *command.collect_usage_pieces(typer.Context(command, info_name=path))])
         yield from ("", f"## {path}", "", f"```text\n{usage}\n```", "", inspect.getdoc(command.callback) or "")
         yield from _options(command)
 
@@ -341,10 +342,6 @@ def commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
     for name, command in group.commands.items():
         below = f"{path} {name}"
         yield from commands(command, below) if hasattr(command, "commands") else [(below, command)]
-
-
-def _context(command: Any, path: str = "") -> Any:
-    return typer.Context(command, info_name=path)
 
 
 def _options(command: Any) -> Iterator[str]:
@@ -358,7 +355,7 @@ def _options(command: Any) -> Iterator[str]:
 
 
 def _option_row(param: Any, command: Any) -> str:
-    kind = param.metavar or param.display_type(_context(command)).replace(" range", "")
+    kind = param.metavar or param.display_type(typer.Context(command)).replace(" range", "")
     metavar = "" if getattr(param, "is_flag", False) else kind
     words = [*param.opts, metavar] if param.param_type_name == "option" else [metavar]
     return row(code(" ".join(filter(None, words))), _shown_default(param), _plain(param.help))

@@ -482,7 +482,7 @@ def export(out: Path, recipe: Recipe, params: Params, end_of_turn: int) -> None:
     tensors = checkpoint_tensors(rounded(params), recipe.model)
     (out / "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))  # `save_file` hides it from other users
     fields = config_to_hf(recipe.model) | {"dtype": recipe.model.dtype, "tie_word_embeddings": True}
-    _write_json(out / "config.json", dict(sorted(fields.items())))
+    (out / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     generation = {
         "bos_token_id": BOS_ID,
         "do_sample": True,
@@ -491,16 +491,12 @@ def export(out: Path, recipe: Recipe, params: Params, end_of_turn: int) -> None:
         "temperature": 0.7,
         "top_p": 0.9,
     }
-    _write_json(out / "generation_config.json", generation)
+    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 
 def rounded(params: Params) -> Params:
     """Returns the parameters as they are stored."""
     return jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
-
-
-def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def write_attribution(path: Path, books: Sequence[Row]) -> None:

@@ -199,13 +199,9 @@ def measure_routing(servers: Sequence[Server]) -> Any:
 def measure_faults(servers: Sequence[Server]) -> Any:
     """Yields what becomes of requests while replicas end, behind HAProxy."""
 
-    def killed() -> None:
+    def ended(signal_number: int) -> None:
         time.sleep(WARM_S + 2)
-        servers[0].end(SIGKILL)
-
-    def drained() -> None:
-        time.sleep(WARM_S + 2)
-        servers[0].end(SIGTERM)
+        servers[0].end(signal_number)
 
     def updated() -> None:
         time.sleep(WARM_S)
@@ -216,8 +212,8 @@ def measure_faults(servers: Sequence[Server]) -> Any:
 
     scenes: Mapping[str, Callable[[], None]] = {
         "nothing": lambda: None,
-        "one of four killed": killed,
-        "one of four drained": drained,
+        "one of four killed": lambda: ended(SIGKILL),
+        "one of four drained": lambda: ended(SIGTERM),
         "rolling update of all four": updated,
     }
     for salt, (name, scene) in enumerate(scenes.items()):

@@ -6,8 +6,6 @@ from typing import Any, Final
 from results_page import paragraph, table, where
 from svg import chart, picture, text
 
-COMMAND: Final = "python tools/fleet/fleet.py --json benchmarks/fleet.json --results benchmarks/fleet.md"
-
 NEVER_S: Final = 999.0
 """Time to first token of a request that was given up."""
 
@@ -17,8 +15,12 @@ _STYLES: Final = (("ours", ""), ("theirs", ""), ("ours", "7 4"), ("theirs", "3 3
 
 def page(document: Mapping[str, Any]) -> str:
     """Returns the page for readers."""
-    parts = ["# A fleet of simulated replicas", f"    {COMMAND}"]
-    parts += [*_of_servers(document["servers"]), *_of_model(document["model"])]
+    parts = [
+        "# A fleet of simulated replicas",
+        "    python tools/fleet/fleet.py --json benchmarks/fleet.json --results benchmarks/fleet.md",
+        *_of_servers(document["servers"]),
+        *_of_model(document["model"]),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

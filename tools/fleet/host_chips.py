@@ -90,10 +90,9 @@ def deliver(processes: int, chips: int, wanted: float) -> Delivery:
 
 def _read(clients: Sequence[Client], seconds: float) -> None:
     """Reads the streams of all clients in turn."""
-    share = 0.02
-    for _ in range(round(seconds / share)):
+    for _ in range(round(seconds / 0.02)):
         for client in clients:
-            client.read(share / len(clients))
+            client.read(0.02 / len(clients))
 
 
 def _cpu_s(pids: Sequence[int]) -> float:

@@ -71,17 +71,12 @@ def imported(path: Path) -> Iterator[Path]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = _package(path, node.level) if node.level else ""
-            module = ".".join(filter(None, (base, node.module)))
+            package = ("roost", *path.relative_to(ROOT).parts[: -node.level]) if node.level else ()
+            module = ".".join(filter(None, (*package, node.module)))
             names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
         else:
             continue
         yield from filter(None, map(_file_of, names))
-
-
-def _package(path: Path, level: int) -> str:
-    """Returns the package that a relative import of this level begins at."""
-    return ".".join(("roost", *path.relative_to(ROOT).parts[:-level]))
 
 
 def _file_of(module: str) -> Path | None:
