@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 
-PYTEST: Final = ("-x", "-q", "-n0", "-p", "no:cacheprovider")
+PYTEST: Final = ("--all", "-x", "-q", "-n0", "-p", "no:cacheprovider")
 
 
 class Mutant(NamedTuple):

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def test_reference_pages_are_those_of_the_code(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-P", ROOT / "tools" / "reference_pages.py", "--folder", tmp_path], check=True)
     written = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    names = {"settings", "errors", "metrics", "other-servers", "commands", "python"}
+    names = {"settings", "metrics", "other-servers", "commands", "python"}
     names |= {"endpoints", *(f"endpoints-{api}" for api in ("chat", "responses", "batches", "messages", "native"))}
     assert written.keys() == {f"{name}.md" for name in names}
     for name, text in written.items():
