@@ -13,18 +13,18 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 
 MOST: Final[Mapping[str, int]] = {
-    "code lines of server": 23400,
-    "code lines of engine": 11250,
-    "code lines of kernels": 3580,
+    "code lines of server": 20150,
+    "code lines of engine": 10480,
+    "code lines of kernels": 3530,
     "code lines of tools": 4400,
-    "code lines of benchmarks": 4910,
-    "files of server": 163,
-    "files of engine": 59,
-    "files of kernels": 33,
-    "code lines of the largest file": 400,
-    "files on a request's way": 32,
-    "changes of file on a request's way": 88,
-    "functions on a request's way": 292,
+    "code lines of benchmarks": 4900,
+    "files of server": 160,
+    "files of engine": 58,
+    "files of kernels": 32,
+    "code lines of the largest file": 380,
+    "files on a request's way": 31,
+    "changes of file on a request's way": 87,
+    "functions on a request's way": 288,
 }
 """The most that there may be. `tools/request_path.py` says what counts as a request's way. Code lines are lines without
 docstrings, comments and blank lines; a file without code does not count."""
