@@ -32,7 +32,7 @@ type Schema = Mapping[str, Any] | bool
 
 
 class _TooMuchWorkError(Exception):
-    """Too many subschemas would have to be examined, or they are nested too deeply."""
+    """Too many subschemas would need to be examined, or they are nested too deeply."""
 
 
 _UNKNOWN: Final = (_TooMuchWorkError, AttributeError, TypeError)

@@ -28,7 +28,7 @@ class ErrorKind:
     Attributes:
       status: HTTP status.
       code: Identifier for programs, or None.
-      own_headers: Headers of the response; None for those of its status.
+      own_headers: Headers of the response; None for the headers of its status.
     """
 
     status: int

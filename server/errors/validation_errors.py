@@ -1,4 +1,4 @@
-"""What is wrong with names and values: names of other servers, and error messages for values that a schema refuses."""
+"""Errors of names and values: names of other servers, and error messages for values that a schema refuses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

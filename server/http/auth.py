@@ -29,7 +29,7 @@ _DEBUG: Final = "/debug/"
 """Prefix of paths that require an admin key."""
 
 _METRICS: Final = "/metrics"
-"""Path that moves from the main port to the admin port, if there is one, like those that require an admin key."""
+"""Path that moves from the main port to the admin port, if there is one, like paths that require an admin key."""
 
 _HEALTH: Final = "/health"
 """Prefix of paths that both ports serve."""

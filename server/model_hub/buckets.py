@@ -184,7 +184,7 @@ def _list(store: "GCSStore | S3Store") -> list[BucketObject]:
 
 
 def _download(store: "GCSStore | S3Store", objects: Sequence[BucketObject], folder: Path) -> None:
-    """Downloads what a folder lacks of a version. A progress bar is shown only on a terminal."""
+    """Downloads the files of a version that a folder lacks. A progress bar is shown only on a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("downloading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

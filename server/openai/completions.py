@@ -169,7 +169,7 @@ class ChoicesBuilder(ResponseBuilder):
 
     @abstractmethod
     def whole_choices(self, choices: Sequence[Delta]) -> list[dict[str, Any]]:
-        """Returns the choices of a whole response, of those that were generated."""
+        """Returns the choices of a whole response, from all generated ones."""
 
     @abstractmethod
     def parts(self, delta: Delta) -> Sequence[dict[str, Any]]:

@@ -37,7 +37,7 @@ class Usage(TypedDict):
 
 @described
 class ItemUsage(TypedDict):
-    """Numbers of tokens of a response of `/v1/responses`, or of all responses of a batch."""
+    """Numbers of tokens of a response in OpenAI's newer form, or of all responses of a batch."""
 
     input_tokens: int
     """Prompt tokens."""

@@ -352,7 +352,7 @@ class WorkTable(Table[Unit]):
         return int(count)
 
     def drop(self, transaction: Transaction, tenant: str, id: str) -> None:
-        """Removes all units of a work, including those that other replicas own."""
+        """Removes all units of a work, including units of other replicas."""
         is_new = f"SELECT 1 FROM {self.name} WHERE tenant = ? AND id = ? AND number = 0 {{lock}}"
         transaction.rows(is_new, tenant, id)  # waits for a claim, whose units the next statement sees
         transaction.execute(f"DELETE FROM {self.name} WHERE tenant = ? AND id = ?", tenant, id)

@@ -39,7 +39,7 @@ from .workload import balanced_interval, draw_token_ids
 _MAX_QUEUE: Final = 10**6
 
 _OPTIONS: Final = ("concurrency", "input_len", "output_len", "num_prompts", "repeat")
-"""Options that the JSON document holds, beside the workloads."""
+"""Options that the JSON document has, in addition to the workloads."""
 
 type Clock = Callable[[], float]
 """Returns monotonic seconds."""

@@ -1,4 +1,4 @@
-"""The report as a page in Markdown: a section for each part, with tables of what the JSON file has."""
+"""The report as a page in Markdown: a section for each part, with tables of the JSON file's values."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final

@@ -39,7 +39,7 @@ seconds.
 
 
 class WorkerTokenizer:
-    """Tokenizer that llguidance calls; the names of its attributes are those that the library reads.
+    """Tokenizer that llguidance calls; the library reads its attributes by these names.
 
     Args:
       vocabulary: Tokens of the model.

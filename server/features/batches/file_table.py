@@ -304,7 +304,7 @@ def check_quota(
 
 
 class TenantTotals(NamedTuple):
-    """What a tenant keeps.
+    """Files and batches of a tenant.
 
     Attributes:
       num_files: Number of files.
@@ -320,7 +320,7 @@ class TenantTotals(NamedTuple):
 
 
 def kept_by(transaction: Transaction, tenant: str) -> TenantTotals:
-    """Returns what a tenant keeps."""
+    """Returns the numbers of a tenant's files and batches."""
     query = """
         SELECT num_files, num_batches, files.num_lines + batches.num_lines, files.num_bytes + batches.num_bytes FROM
             (SELECT count(*) AS num_files, coalesce(sum(num_lines), 0) AS num_lines,

@@ -155,7 +155,7 @@ def is_death(error: Exception) -> bool:
 
 
 async def end_early(responses: ResponseStore, record: ResponseRecord, **changes: Any) -> None:
-    """Ends a running response in place of its owner, unless it has ended meanwhile.
+    """Ends a running response for its owner, unless it has ended already.
 
     Args:
       record: The unfinished response.

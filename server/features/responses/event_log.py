@@ -1,4 +1,4 @@
-"""Logs of responses: their table, with all statements as functions of a transaction, and those who follow them."""
+"""Logs of responses: their table, with all statements as functions of a transaction, and their followers."""
 
 import asyncio
 from bisect import bisect_right

@@ -382,7 +382,7 @@ class ResponseLog:
         return first
 
     def _note_commit(self, num_tokens: int) -> None:
-        """Wakes those that wait for a change of the log."""
+        """Wakes all tasks that wait for a change of the log."""
         self.num_committed = num_tokens
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()

@@ -327,7 +327,7 @@ def end_early(
     output: bytes,
     event: Callable[[int], bytes],
 ) -> bool:
-    """Ends a running response in place of its owner, whose next write is refused; returns whether it was running.
+    """Ends a running response for its owner, whose next write is refused; returns whether it was running.
 
     Args:
       event: Returns the last event, given its number.
