@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from typing import Final
 
 from ....engine import Replay, Snapshot, ids_in
@@ -154,11 +153,10 @@ class AdoptionKind(WorkKind[Adoption]):
         deltas = await own.run(lambda: [unpack_delta(each) for each in packed], is_long=True)
         generated = tuple(token_id for delta in deltas for token_id in delta.token_ids)
         pending = stored_json(adoption.record.response)
-        spec = generation_spec(body, prompt, service)
+        replay = Replay(generated, await self._snapshot(adoption)) if is_exact and generated else None
+        spec = generation_spec(body, prompt, service, None, generated, replay)
         builder = ResponsesBuilder(body, service.model, spec, None, pending["id"], pending["created_at"])
         await own.run(lambda: builder.replay(deltas, log.num_events, is_exact=is_exact), is_long=True)
-        replay = Replay(generated, await self._snapshot(adoption)) if is_exact and generated else None
-        spec = replace(spec, earlier_ids=generated, replay=replay)
         (request,) = await service.requests(spec, builder.id)
         return BackgroundRun(service, builder, spec, request, log, is_adopted=True)
 

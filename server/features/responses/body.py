@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from ....engine import Replay
 from ...constraints.output_constraint import with_tools
 from ...errors.request_errors import bad_value
 from ...generation.prompts import Prompt
@@ -346,12 +347,18 @@ class CompactBody(PromptFields):
 
 
 def generation_spec(
-    body: ResponseBody, prompt: Prompt, service: Service, state: StoredState | None = None
+    body: ResponseBody,
+    prompt: Prompt,
+    service: Service,
+    state: StoredState | None = None,
+    earlier_ids: tuple[int, ...] = (),
+    replay: Replay | None = None,
 ) -> GenerationSpec:
     """Returns the spec of a body.
 
     Args:
       state: Saved state that the prompt begins with; None prefills the whole prompt.
+      earlier_ids, replay: See `GenerationSpec`.
 
     Raises:
       ApiError: The body requests something that the server cannot do.
@@ -375,4 +382,6 @@ def generation_spec(
         priority=body.priority,
         queue_timeout_s=body.queue_timeout,
         timeout_s=body.timeout,
+        earlier_ids=earlier_ids,
+        replay=replay,
     )

@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Annotated, Any, Final
 
@@ -258,9 +258,9 @@ async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: st
     """
     service, own, turn = responses.service, admission.get(), None
     async with _prompt(body, responses) as found:
-        spec = await own.run(lambda: generation_spec(body, found.prompt, service, found.state))
         if own.name and body.seed is None:  # work that runs again says the same again
-            spec = replace(spec, params=[spec.params[0].with_seed(int(own.new_id("seed")[:16], 16))])
+            body = body.model_copy(update={"seed": int(own.new_id("seed")[:16], 16)})
+        spec = await own.run(lambda: generation_spec(body, found.prompt, service, found.state))
         history = await service.workers.run(lambda: pack(found.messages)) if body.store else b""
         if len(history) > MAX_HISTORY:
             message = (
