@@ -140,6 +140,9 @@ async def import_state(
 
 async def _receive(request: Request, own: Admission, max_bytes: int) -> bytes:
     """Returns a request's body. Only the received part of it is charged, so a slow client holds no more than that."""
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > max_bytes:  # refused before it is sent
+        raise body_too_large(max_bytes)
     data = bytearray()
     async for chunk in request.stream():
         if len(data) + len(chunk) > max_bytes:
