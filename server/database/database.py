@@ -30,7 +30,7 @@ _PATIENCE_S: Final = 2 * PROBE_S
 """Seconds for which a request waits for a probe that succeeds."""
 
 _OUTAGE_S: Final = 30.0
-"""Seconds for which a stream that has begun waits for an unavailable database."""
+"""Seconds for which an open stream waits for an unavailable database."""
 
 _REPEAT_S: Final = 0.1
 """Seconds between two interrupts of one transaction, or two attempts of a stream to read. An interrupt between two
@@ -343,7 +343,7 @@ class Database:
             transaction.abandon()
 
     async def read[T](self, work: Callable[[Transaction], T]) -> T:
-        """Runs a transaction that reads, for a stream that has begun. It is repeated through a short outage.
+        """Reads for an open stream, again and again during a short outage of the database.
 
         Raises:
           StoreUnavailableError: The database was unavailable for too long, or is closed.

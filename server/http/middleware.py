@@ -227,8 +227,7 @@ class BodyLimit:
             admission.set(self._admissions.unbounded())  # replaces that of the connection's earlier request
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdecimal() and int(announced) > self._max_bytes:
+        if announced_bytes(Headers(scope=scope)) > self._max_bytes:
             await send_error(body_too_large(self._max_bytes, BODY_FLAG), scope, receive, send)
             return
         given: PreemptibleAdmission | None = scope.get(ADMISSION)
@@ -243,6 +242,12 @@ class BodyLimit:
                 own.release()
             else:
                 await given.settle()
+
+
+def announced_bytes(headers: Headers) -> int:
+    """Returns the size that a request announces for its body, so that a large one can be refused before it is sent."""
+    announced = headers.get("content-length", "0")
+    return int(announced) if announced.isdecimal() else 0
 
 
 class HeadAndOptions:

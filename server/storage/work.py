@@ -342,7 +342,11 @@ class WorkTable(Table[Unit]):
         return {Lease(*row) for row in transaction.rows(ended, *chain.from_iterable(leases))}
 
     def _owned(self, count: int) -> str:
-        """Returns the table and the condition of so many units whose holders are the owners; the values are leases."""
+        """Returns the end of a statement on units that their owners still hold. Its values are the units' leases.
+
+        Args:
+          count: Number of units.
+        """
         return f"{self.name} WHERE ({KEY}) IN (VALUES {placeholders(count, 4)}) AND {_HELD}"
 
     def count(self, transaction: Transaction, condition: str, *values: Any) -> int:

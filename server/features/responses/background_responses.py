@@ -61,8 +61,16 @@ class Prepared:
         Args:
           response: The response as clients receive it.
         """
-        written = bytes(to_json(response))
-        return ResponseRecord(self.tenant, self.id, written, self.history, pack([]), True, is_streamed, True)
+        return ResponseRecord(
+            self.tenant,
+            self.id,
+            bytes(to_json(response)),
+            self.history,
+            pack([]),
+            is_background=True,
+            is_streamed=is_streamed,
+            is_running=True,
+        )
 
     def job(self, service: Service, *, state_is_imported: bool) -> Job:
         """Returns what another replica needs to continue the response, except the log.

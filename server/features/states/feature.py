@@ -9,6 +9,7 @@ from ....engine import StateFileError
 from ...errors.request_errors import bad_value, body_too_large
 from ...feature import Feature
 from ...generation.admission import Admission, admission
+from ...http.middleware import announced_bytes
 from ...http.responses import SlicedResponse
 from ...http.routes import AnyService, JsonRoute, ListPage, QueryPage, ReadyService, described, page_object, page_of
 from ...openai.response_schemas import DeletedObject
@@ -140,8 +141,7 @@ async def import_state(
 
 async def _receive(request: Request, own: Admission, max_bytes: int) -> bytes:
     """Returns a request's body. Only the received part of it is charged, so a slow client holds no more than that."""
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > max_bytes:  # refused before it is sent
+    if announced_bytes(request.headers) > max_bytes:
         raise body_too_large(max_bytes)
     data = bytearray()
     async for chunk in request.stream():
