@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from ....engine import Replay
 from ...constraints.output_constraint import with_tools
@@ -37,7 +37,6 @@ from .input_items import (
     TEXT_OPTIONS_RULES,
     MessageItem,
     ResponseItem,
-    is_own_compaction,
     left_out,
     type_of,
 )
@@ -201,15 +200,6 @@ class PromptFields(Body):
 
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Variables for the checkpoint's chat template, as in vLLM. Gemma's own format has none."""
-
-    @field_validator("input", mode="before")
-    @classmethod
-    def _has_one_compaction(cls, value: Any) -> Any:
-        """Checks before anything is parsed: a compaction item may have as many messages as a body."""
-        items = value if isinstance(value, list) else ()
-        if sum(isinstance(item, dict) and is_own_compaction(item.get("encrypted_content")) for item in items) > 1:
-            raise ValueError("several compaction items: send the newest, which holds the others' messages")
-        return value
 
     @property
     def conversation_id(self) -> str | None:

@@ -83,10 +83,18 @@ ResponsePart = Annotated[
 PartedText = Annotated[Text | Annotated[Several[ResponsePart], Tag("<list>")], TEXT_OR_LIST]
 
 
-class MessageItem(Fields):
-    """A message; items of responses may be sent back as they are."""
+class InputItem(Fields):
+    """Item of the input of a response, or of a conversation."""
 
     field_rules: ClassVar[FieldRules] = ITEM_RULES
+
+    def as_messages(self) -> list[ConversationMessage]:
+        """Returns the messages of the item; none if it has none of its own."""
+        return []
+
+
+class MessageItem(InputItem):
+    """A message; items of responses may be sent back as they are."""
 
     type: Literal["message"] = "message"
     """Kind of item."""
@@ -105,10 +113,8 @@ class MessageItem(Fields):
         return [ConversationMessage(self.role, _content(self.content), call_id=self.tool_call_id)]
 
 
-class CallItem(Fields):
+class CallItem(InputItem):
     """A call of a function."""
-
-    field_rules: ClassVar[FieldRules] = ITEM_RULES
 
     type: Literal["function_call"]
     """Kind of item."""
@@ -127,10 +133,8 @@ class CallItem(Fields):
         return [ConversationMessage("assistant", calls=(FunctionCall(self.call_id, self.name, self.arguments),))]
 
 
-class CallOutputItem(Fields):
+class CallOutputItem(InputItem):
     """The result of a call."""
-
-    field_rules: ClassVar[FieldRules] = ITEM_RULES
 
     type: Literal["function_call_output", "custom_tool_call_output"]
     """Kind of item."""
@@ -146,10 +150,8 @@ class CallOutputItem(Fields):
         return [ConversationMessage("tool", _content(self.output), call_id=self.call_id)]
 
 
-class CustomCallItem(Fields):
+class CustomCallItem(InputItem):
     """A call of a tool that takes any text, made by another server."""
-
-    field_rules: ClassVar[FieldRules] = ITEM_RULES
 
     type: Literal["custom_tool_call"]
     """Kind of item."""
@@ -169,10 +171,8 @@ class CustomCallItem(Fields):
         return [ConversationMessage("assistant", calls=(FunctionCall(self.call_id, self.name, arguments),))]
 
 
-class ItemReference(Fields):
+class ItemReference(InputItem):
     """An item of a stored conversation or response, by its id."""
-
-    field_rules: ClassVar[FieldRules] = ITEM_RULES
 
     type: Literal["item_reference"]
     """Kind of item."""
@@ -181,7 +181,7 @@ class ItemReference(Fields):
     """Id of an item of a conversation, or of the input or output of a stored response, of the same API key."""
 
 
-class OtherItem(Fields):
+class OtherItem(InputItem):
     """An item that is left out: what another server's tools did, or how a model reasoned."""
 
     field_rules: ClassVar[FieldRules] = LEFT_OUT
@@ -208,10 +208,6 @@ class OtherItem(Fields):
         "web_search_call",
     ]
     """Kind of item, which is left out and, unless it is reasoning, reported."""
-
-    def as_messages(self) -> list[ConversationMessage]:
-        """Returns no message."""
-        return []
 
 
 _OTHER_ITEMS: Final = frozenset(get_args(OtherItem.model_fields["type"].annotation))
@@ -249,15 +245,8 @@ _COMPACTED: Final = "roost1."
 """How the content of this server's compaction items begins."""
 
 
-def is_own_compaction(content: Any) -> bool:
-    """Returns whether this server made the compaction item with this content."""
-    return isinstance(content, str) and content.startswith(_COMPACTED)
-
-
-class CompactionItem(Fields):
+class CompactionItem(InputItem):
     """The messages that `/v1/responses/compact` was given. Another server's is left out and reported."""
-
-    field_rules: ClassVar[FieldRules] = ITEM_RULES
 
     type: Literal["compaction"]
     """Kind of item."""
@@ -268,7 +257,7 @@ class CompactionItem(Fields):
     @property
     def is_own(self) -> bool:
         """Whether this server made the item."""
-        return is_own_compaction(self.encrypted_content)
+        return self.encrypted_content.startswith(_COMPACTED)
 
     def unpacked(self) -> list[Any]:
         """Returns the items that were compacted, which are not validated yet.
@@ -281,10 +270,6 @@ class CompactionItem(Fields):
         if not isinstance(items, list):
             raise ValueError("the content is not a list")
         return items
-
-    def as_messages(self) -> list[ConversationMessage]:
-        """Returns an empty list; `expansion` unpacks the messages of the server's own item."""
-        return []
 
 
 def compaction_of(messages: Sequence[ConversationMessage]) -> dict[str, Any]:

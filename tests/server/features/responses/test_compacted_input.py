@@ -97,11 +97,9 @@ async def test_a_damaged_item_is_refused(client: httpx.AsyncClient, content: str
     assert "encrypted_content is damaged" in error["message"]
 
 
-async def test_there_is_one_item_for_all_messages(client: httpx.AsyncClient) -> None:
-    (item,) = await compacted(client, input=TURNS)
-    response = await client.post("/v1/responses", json={"input": [item, item]})
-    assert response.status_code == 400
-    assert "several compaction items" in response.json()["error"]["message"]
+async def test_several_items_stand_for_their_messages_in_order(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    items = [*await compacted(client, input=TURNS[:2]), *await compacted(client, input=TURNS[2:])]
+    assert await prompt_of(client, engine, [*items, NEXT]) == await prompt_of(client, engine, [*TURNS, NEXT])
 
 
 async def test_the_messages_of_an_item_count_as_those_of_a_body(client: httpx.AsyncClient) -> None:
