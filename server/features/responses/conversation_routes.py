@@ -155,8 +155,8 @@ async def _items(body: ItemsBody, responses: OpenResponses, request: Request) ->
     """
     warn_all(left_out("items", body.items))
     own, room = admission.get(), Room(MAX_ADDED, responses.service.admissions.max_expanded_bytes)
-    async with until_disconnect(request.receive), expanded(responses.store, room, "items", body.items) as expansion:
-        items = await own.run(lambda: new_items(expansion.own))
+    async with until_disconnect(request.receive), expanded(responses.store, room, "items", body.items) as (_, added):
+        items = await own.run(lambda: new_items(added))
         await own.keep(sum(len(item.text) for item in items))
         return items
 

@@ -6,7 +6,8 @@ limited, and charged to the admission, before it is read from the store or unpac
 
 import itertools
 import re
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, Literal, NamedTuple
 
@@ -64,16 +65,8 @@ class Room(NamedTuple):
     max_bytes: int
 
 
-class Expansion(NamedTuple):
-    """Messages that a body stands for.
-
-    Attributes:
-      earlier: Messages that it continues. The first may have `STATE_ROLE`.
-      own: Messages of its items.
-    """
-
-    earlier: list[ConversationMessage]
-    own: list[ConversationMessage]
+type Expansion = tuple[list[ConversationMessage], list[ConversationMessage]]
+"""Messages that a body continues, of which the first may have `STATE_ROLE`, and those of its own items."""
 
 
 @asynccontextmanager
@@ -97,26 +90,24 @@ async def expanded(
       ApiError: 413, the body expands to too much; 404 or 400, something that it names does not exist or is damaged.
     """
     own, body = admission.get(), _Body(param, items, earlier or {}, room)
-    body.measure(await read_parts(store, sizes_of, body.candidates))
+    body.measure(await read_parts(store, body.candidates, are_sizes=True))
     is_long, charged = body.num_bytes >= _LONG, body.cost
     async with AsyncExitStack() as stack:
         if is_long:
             await stack.enter_async_context(store.locks.hold())
         await stack.enter_async_context(own.holding(charged))
-        contents = await read_parts(store, contents_of, body.parts)
+        contents = await read_parts(store, body.parts, are_sizes=False)
         expansion = await own.run(lambda: body.expansion(contents), is_long=is_long)
         await stack.enter_async_context(own.holding(body.cost - charged))
         yield expansion
 
 
-async def read_parts[T](
-    store: ResponseStore,
-    read: Callable[[Transaction, str, Collection[StoredPart]], dict[StoredPart, T]],
-    parts: Collection[StoredPart],
-) -> dict[StoredPart, T]:
-    """Returns sizes or contents of those parts of the current tenant that exist."""
+async def read_parts(
+    store: ResponseStore, parts: Collection[StoredPart], *, are_sizes: bool
+) -> Mapping[StoredPart, list[Any]]:
+    """Returns what `found_parts` finds of the current tenant's parts."""
     owner = tenant.get()
-    return await store.run(lambda each: read(each, owner, parts)) if parts else {}
+    return await store.run(lambda each: found_parts(each, owner, parts, are_sizes=are_sizes)) if parts else {}
 
 
 class _Body:
@@ -152,7 +143,7 @@ class _Body:
         """Parts to read from the store."""
         return {*self._earlier, *self._referred.values()}
 
-    def measure(self, sizes: dict[StoredPart, tuple[int, int]]) -> None:
+    def measure(self, sizes: Mapping[StoredPart, list[int]]) -> None:
         """Counts referenced content by the sizes that the store knows, and packed content by its length.
 
         Raises:
@@ -170,7 +161,7 @@ class _Body:
                 self._referred[item.id] = named
                 self._count(param, num_bytes=sizes[named][1])
                 if named.kind == "history":  # read once; the items that are named count when they are known
-                    sizes[named] = 0, 0
+                    sizes[named][:] = 0, 0
             elif isinstance(item, CompactionItem) and item.is_own:
                 self._count(param, num_bytes=len(item.encrypted_content))
 
@@ -182,15 +173,16 @@ class _Body:
         """
         earlier = []
         for part, param in self._earlier.items():
-            if part not in contents:
-                raise _not_found(part, param)
+            texts = contents.get(part, ())
             if part.kind != "conversation":
-                self._count(param, sum(map(num_messages, contents[part])))
-            earlier += _messages(part, contents[part])
+                if not texts:
+                    raise _not_found(part, param)
+                self._count(param, sum(map(num_messages, texts)))
+            earlier += _messages(part, texts)
         referred = dict(_referred_items(self._referred, contents))
         found = dict(zip(referred, own_messages(list(referred.values())), strict=True))
         own = [message for param, item in self._items for message in self._messages_of(param, item, referred, found)]
-        return Expansion(earlier, own)
+        return earlier, own
 
     def _count(self, param: str, num_items: int = 0, num_bytes: int = 0) -> None:
         """Counts the content that a field references.
@@ -299,34 +291,19 @@ Other strings from clients never reach the database.
 """
 
 
-def sizes_of(transaction: Transaction, tenant: str, parts: Collection[StoredPart]) -> dict[StoredPart, tuple[int, int]]:
-    """Returns the numbers of items and of bytes of those parts that exist.
+def found_parts(
+    transaction: Transaction, tenant: str, parts: Collection[StoredPart], *, are_sizes: bool
+) -> Mapping[StoredPart, list[Any]]:
+    """Returns the number of items and of bytes of those parts that exist, or their contents.
 
-    The number of items is known of conversations only, and 0 for other parts.
+    The number of items is known of conversations only, and 0 for other parts. A conversation without items has no
+    contents.
     """
-    found = _rows(transaction, tenant, parts, are_sizes=True)
-    return {part: (num_items, num_bytes) for part, num_items, num_bytes in found}
-
-
-def contents_of(transaction: Transaction, tenant: str, parts: Collection[StoredPart]) -> dict[StoredPart, list[bytes]]:
-    """Returns the contents of those parts that exist."""
-    found: dict[StoredPart, list[bytes]] = {part: [] for part in parts if part.kind == "conversation"}
-    for part, text in _rows(transaction, tenant, parts, are_sizes=False):
-        found.setdefault(part, []).append(bytes(text))
-    return found
-
-
-def _rows(
-    transaction: Transaction,
-    tenant: str,
-    parts: Collection[StoredPart],
-    *,
-    are_sizes: bool,
-) -> Iterator[tuple[Any, ...]]:
-    """Yields the rows of a statement for each kind of part, which begin with the part."""
+    found = defaultdict[StoredPart, list[Any]](list)
     for kind, (pattern, sizes, contents) in _STATEMENTS.items():
         ids = (part.id for part in parts if part.kind == kind and pattern.fullmatch(part.id))
         for some in itertools.batched(ids, _MAX_NAMED):
             statement = (sizes if are_sizes else contents).format(ids=placeholders(1, len(some)))
             for name, *values in transaction.rows(statement, tenant, *some):
-                yield StoredPart(kind, name), *values
+                found[StoredPart(kind, name)] += values
+    return found

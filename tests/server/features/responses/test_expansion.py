@@ -114,10 +114,10 @@ async def test_nothing_is_read_that_is_too_much(client: httpx.AsyncClient, monke
     named, charged = await kept_item(client), list[int]()
     read_parts = expansion.read_parts
 
-    async def noted(kept: ResponseStore, read: Any, parts: Any) -> Any:
-        if read is expansion.contents_of:
+    async def noted(kept: ResponseStore, parts: Any, *, are_sizes: bool) -> Any:
+        if not are_sizes:
             charged.append(admission.get().num_kept)
-        return await read_parts(kept, read, parts)
+        return await read_parts(kept, parts, are_sizes=are_sizes)
 
     monkeypatch.setattr(expansion, "read_parts", noted)
     for path in PROMPTS:
@@ -207,9 +207,9 @@ async def test_a_client_that_leaves_ends_the_expansion(
 
     read_parts = expansion.read_parts
 
-    async def never(kept: ResponseStore, read: Any, parts: Any) -> Any:
-        if read is not expansion.contents_of or not parts:
-            return await read_parts(kept, read, parts)
+    async def never(kept: ResponseStore, parts: Any, *, are_sizes: bool) -> Any:
+        if are_sizes or not parts:
+            return await read_parts(kept, parts, are_sizes=are_sizes)
         has_begun.set()
         try:
             await asyncio.Event().wait()
