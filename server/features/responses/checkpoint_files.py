@@ -48,9 +48,12 @@ class CheckpointFiles:
             num_bytes = await self._run(lambda: self._write(name, formats.export(checkpoint, name, self._key)))
         except OSError as error:
             self._stats.checkpoint_errors += 1
-            self._note(error)
+            if not self._is_failing:
+                text = "checkpoints cannot be written to %s (%s): adopted responses are decoded again from their start"
+                _logger.warning(text, self._folder, error.strerror)
+            self._is_failing = True
             return 0
-        self._note(None)
+        self._is_failing = False
         self._stats.checkpoints += 1
         self._stats.checkpoint_bytes += num_bytes
         self._stats.checkpoint_seconds += time.monotonic() - start
@@ -109,12 +112,3 @@ class CheckpointFiles:
 
     def _path(self, name: str) -> Path:
         return self._folder / (name + _SUFFIX)
-
-    def _note(self, error: OSError | None) -> None:
-        """Logs once when the folder becomes unwritable, and once when it is writable again."""
-        if error is not None and not self._is_failing:
-            text = "checkpoints cannot be written to %s (%s): adopted responses are decoded again from their start"
-            _logger.warning(text, self._folder, error.strerror)
-        elif error is None and self._is_failing:
-            _logger.info("checkpoints can be written to %s again", self._folder)
-        self._is_failing = error is not None

@@ -4,6 +4,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import batched
 from typing import Final
 
 from ....engine import AsyncEngine, EngineDeadError, RequestSnapshot, UnknownRequestError
@@ -28,10 +30,11 @@ _READERS_S: Final = 0.05
 _logger: Final = logging.getLogger(__name__)
 
 
+@dataclass(eq=False, slots=True)
 class Checkpointer:
     """Takes checkpoints of responses that another replica could continue.
 
-    Args:
+    Attributes:
       engine: Engine with checkpoints.
       responses: Responses of this replica.
       files: Files of checkpoints.
@@ -41,25 +44,15 @@ class Checkpointer:
       observers: Observers of checkpoints and of the evacuation.
     """
 
-    def __init__(
-        self,
-        engine: AsyncEngine,
-        responses: ResponseStore,
-        files: CheckpointFiles,
-        interval_s: float,
-        max_bytes_per_s: float,
-        evacuation_s: float,
-        observers: Sequence[Observer] = (),
-    ) -> None:
-        self._engine = engine
-        self._responses = responses
-        self._files = files
-        self._interval_s = interval_s
-        self._max_bytes_per_s = max_bytes_per_s
-        self._evacuation_s = evacuation_s
-        self._observers = observers
-        self._taken_at: dict[ResponseLog, float] = {}
-        self._task: asyncio.Task[None] | None = None
+    engine: AsyncEngine
+    responses: ResponseStore
+    files: CheckpointFiles
+    interval_s: float
+    max_bytes_per_s: float
+    evacuation_s: float
+    observers: Sequence[Observer] = ()
+    _taken_at: dict[ResponseLog, float] = field(default_factory=dict, init=False)
+    _task: asyncio.Task[None] | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Starts the checkpointer's task. The engine must be ready."""
@@ -69,11 +62,11 @@ class Checkpointer:
         """Takes a last checkpoint of as many responses as the time limit permits. Generation has stopped afterwards."""
         if self._task is not None:
             self._task.cancel()
-        if not (self._exact_logs() or self._responses.streams) or not self._engine.is_ready:
+        if not (self._exact_logs() or self.responses.streams) or not self.engine.is_ready:
             return
         try:
-            with observed(self._observers, "evacuation") as facts:
-                async with asyncio.timeout(self._evacuation_s):
+            with observed(self.observers, "evacuation") as facts:
+                async with asyncio.timeout(self.evacuation_s):
                     await self._save_all(facts)
         except TimeoutError:
             text = "not all of %d responses were checkpointed before the end: see --evacuate-seconds"
@@ -87,21 +80,15 @@ class Checkpointer:
         Args:
           facts: Receives the numbers of responses and checkpoints.
         """
-        start = time.monotonic()
-        await self._engine.pause()
+        await self.engine.pause()
         await asyncio.sleep(_READERS_S)
-        await self._responses.hand_over_streams()
-        logs, turns = self._exact_logs(), asyncio.Semaphore(_AT_A_TIME)
+        await self.responses.hand_over_streams()
+        logs, num_taken = self._exact_logs(), 0
         facts["responses"] = len(logs)
-
-        async def take_in_turn(log: ResponseLog) -> int:
-            async with turns:
-                return await self._take(log)
-
-        taken = await asyncio.gather(*map(take_in_turn, logs))
-        facts["checkpoints"] = num_taken = sum(map(bool, taken))
-        seconds = time.monotonic() - start
-        _logger.info("checkpointed %d of %d responses in %.1f s", num_taken, len(logs), seconds)
+        for some in batched(logs, _AT_A_TIME):
+            num_taken += sum(map(bool, await asyncio.gather(*map(self._take, some))))
+        facts["checkpoints"] = num_taken
+        _logger.info("checkpointed %d of %d responses", num_taken, len(logs))
 
     async def _run(self) -> None:
         while True:
@@ -119,17 +106,17 @@ class Checkpointer:
         self._taken_at = {log: self._taken_at.get(log, now) for log in logs}
         for log in sorted(logs, key=self._taken_at.__getitem__):
             start = time.monotonic()
-            if start - self._taken_at[log] < self._interval_s:
+            if start - self._taken_at[log] < self.interval_s:
                 return
             self._taken_at[log] = start
             num_bytes = await self._take(log)
-            await asyncio.sleep(max(num_bytes / self._max_bytes_per_s - (time.monotonic() - start), 0))
+            await asyncio.sleep(max(num_bytes / self.max_bytes_per_s - (time.monotonic() - start), 0))
 
     async def _take(self, log: ResponseLog) -> int:
         """Takes a checkpoint of a response, and returns the size of its file; 0 if it has none."""
-        with observed(self._observers, "checkpoint", response=log.lease.id) as facts:
+        with observed(self.observers, "checkpoint", response=log.lease.id) as facts:
             try:
-                checkpoint = await self._engine.snapshot_request(engine_request_id(log.lease.id, 0))
+                checkpoint = await self.engine.snapshot_request(engine_request_id(log.lease.id, 0))
             except UnknownRequestError:
                 return 0  # it has no token yet, or has ended
             num_bytes = await self._keep(log, checkpoint)
@@ -138,20 +125,20 @@ class Checkpointer:
 
     async def _keep(self, log: ResponseLog, checkpoint: RequestSnapshot) -> int:
         """Writes a checkpoint's file and refers to it, and returns the file's size; 0 if it cannot be written."""
-        formats = self._engine.request_snapshot_format
+        formats = self.engine.request_snapshot_format
         assert formats is not None
         name = f"{log.lease.id}-{log.lease.fence}-{checkpoint.num_tokens}"
-        if not (num_bytes := await self._files.write(name, formats, checkpoint)):
+        if not (num_bytes := await self.files.write(name, formats, checkpoint)):
             return 0
         try:
             async with asyncio.timeout(_LOG_S):
                 await log.set_checkpoint(name, checkpoint.num_tokens)
         except FencedError:
-            await self._files.delete(name)
+            await self.files.delete(name)
         except (StoreUnavailableError, TimeoutError) as error:
             # the write may still commit; the file is swept if it does not
             _logger.debug("the checkpoint %s may be lost: %s", name, error)
         return num_bytes
 
     def _exact_logs(self) -> Sequence[ResponseLog]:
-        return [log for log in self._responses.logs.values() if log.engine is not None]
+        return [log for log in self.responses.logs.values() if log.engine is not None]
