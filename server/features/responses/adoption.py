@@ -15,7 +15,7 @@ from ...generation.service import Service
 from ...observability.request_metrics import observed
 from ...storage.claims import Places
 from ...storage.work import SUSPECT_DEATHS, Lease
-from ...storage.worker import Worker, WorkKind
+from ...storage.worker import WorkKind
 from ...tenants import tenant
 from .background_responses import BackgroundRun, end_early
 from .body import ResponseBody, generation_spec
@@ -94,8 +94,9 @@ class AdoptionKind(WorkKind[Adoption]):
         tenant.set(claim.record.tenant)  # of this task only
         own = self._service.admissions.open()
         admission.set(own)
+        unit, record = claim.claim, claim.record
         log = ResponseLog(
-            self._responses, claim.claim.lease, claim.record.is_streamed, claim.engine, claim.log, claim.checkpoint
+            self._responses, unit.lease, record.is_streamed, claim.engine, claim.last, unit.num_bytes, record.checkpoint
         )
         task = asyncio.current_task()
         assert task is not None
@@ -112,7 +113,7 @@ class AdoptionKind(WorkKind[Adoption]):
         A response that still runs here, whose lease had ended, is stopped, and adopted by a later look.
         """
         response_id, is_exact = log.lease.id, log.engine is not None
-        if self._service.open_requests.is_draining or log.key in self._responses.tasks:
+        if self._service.open_requests.is_draining or log.lease.name in self._responses.tasks:
             self._service.tracked.abort(response_id)
             await log.release()
             return None
@@ -124,14 +125,14 @@ class AdoptionKind(WorkKind[Adoption]):
                     replay = run.request.replay
                     facts["checkpoint"] = replay is not None and replay.snapshot is not None
                     how = "exactly" if is_exact else "inexactly"
-                    _logger.info("continues %s %s after event %d", response_id, how, log.num_events - 1)
+                    _logger.info("continues %s %s after event %d", response_id, how, log.last.next_event - 1)
                     return log.start(run.run())
                 num_deaths = adoption.claim.num_lone_deaths
                 message = f"{num_deaths} replicas died while this was the only adopted response that they ran"
                 about = {"code": "server_error", "message": message}
                 await end_early(self._responses, adoption.record, status="failed", error=about)
-            except (FencedError, StoreUnavailableError) as error:
-                _logger.info("%s", error)
+            except (FencedError, StoreUnavailableError):
+                raise
             except Exception as error:
                 facts["failed"] = True
                 _logger.exception("%s cannot be continued here", response_id)
@@ -142,33 +143,33 @@ class AdoptionKind(WorkKind[Adoption]):
     async def _continued(self, adoption: Adoption, log: ResponseLog) -> BackgroundRun:
         """Returns the rest of a response's generation."""
         service, own, is_exact = self._service, admission.get(), log.engine is not None
-        await own.keep(len(adoption.request) + len(adoption.prompt))
+        record = adoption.record
+        request, prompt_ids = record.request or b"", record.prompt or b""
+        await own.keep(len(request) + len(prompt_ids))
 
         def parse() -> tuple[ResponseBody, Prompt]:
-            body = ResponseBody.model_validate(stored_json(adoption.request))
-            return body, Prompt(ids_in(adoption.prompt), is_chat=True)
+            return ResponseBody.model_validate(stored_json(request)), Prompt(ids_in(prompt_ids), is_chat=True)
 
         body, prompt = await own.run(parse, is_long=True)
         packed = await self._responses.deltas(adoption)
         deltas = await own.run(lambda: [unpack_delta(each) for each in packed], is_long=True)
         generated = tuple(token_id for delta in deltas for token_id in delta.token_ids)
-        pending = stored_json(adoption.record.response)
+        pending = stored_json(record.response)
         replay = Replay(generated, await self._snapshot(adoption)) if is_exact and generated else None
         spec = generation_spec(body, prompt, service, None, generated, replay)
         builder = ResponsesBuilder(body, service.model, spec, None, pending["id"], pending["created_at"])
-        await own.run(lambda: builder.replay(deltas, log.num_events, is_exact=is_exact), is_long=True)
-        (request,) = await service.requests(spec, builder.id)
-        return BackgroundRun(service, builder, spec, request, log, is_adopted=True)
+        await own.run(lambda: builder.replay(deltas, log.last.next_event, is_exact=is_exact), is_long=True)
+        (engine_request,) = await service.requests(spec, builder.id)
+        return BackgroundRun(service, builder, spec, engine_request, log, is_adopted=True)
 
     async def _snapshot(self, adoption: Adoption) -> Snapshot | None:
         """Returns the state of the latest checkpoint, which reduces the tokens to decode again."""
-        files, formats, name = self._responses.files, self._service.engine.request_snapshot_format, adoption.checkpoint
+        files, formats, name = (
+            self._responses.files,
+            self._service.engine.request_snapshot_format,
+            adoption.record.checkpoint,
+        )
         if files is None or formats is None or name is None:
             return None
         checkpoint = await files.read(name, formats)
         return None if checkpoint is None else checkpoint.snapshot
-
-
-def adopter(service: Service, responses: ResponseStore) -> Worker[Adoption]:
-    """Returns the worker that renews the leases of this replica's responses, and adopts other replicas' responses."""
-    return Worker(AdoptionKind(service, responses), responses.leases)

@@ -5,11 +5,10 @@ A stream in the foreground becomes one if this replica stops before its end.
 
 import asyncio
 import logging
-from array import array
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 from ....engine import ConstraintLostError, EngineDeadError, EngineStoppedError, QueueFullError, Request, id_bytes
@@ -18,7 +17,7 @@ from ...database.errors import FencedError, StoreUnavailableError
 from ...database.group_commit import WriteLoad
 from ...errors.request_errors import ApiError, from_exception, stream_moved
 from ...generation.admission import stored_json
-from ...generation.delta import Delta, DeltaJoiner
+from ...generation.delta import Delta
 from ...generation.generation import Generation
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
@@ -27,14 +26,13 @@ from ...text.chat_format import ConversationMessage
 from . import response_table
 from .body import ResponseBody
 from .builder import NO_OUTPUT, TYPED_EVENTS, ResponsesBuilder, error_event
-from .conversations import Turn
-from .event_log import LogEnd, pack_delta
-from .input_items import output_items
+from .conversations import Turn, pack_items
+from .event_log import BEFORE_FIRST, pack_delta
 from .response_store import ResponseLog, ResponseStore
 from .response_table import Job, ResponseRecord, pack
 
 _UNSEEN_S: Final = 0.25
-"""Seconds between two writes to a log whose events no client is following."""
+"""Seconds between two writes to a log whose events no client can follow."""
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -55,33 +53,30 @@ class Prepared:
     history: bytes
     turn: Turn | None
 
-    def unfinished(self, response: Mapping[str, Any], *, is_streamed: bool) -> ResponseRecord:
-        """Returns the record of the response without output, for the background.
+    def job(self, service: Service, response: Mapping[str, Any], *, is_streamed: bool, state_is_imported: bool) -> Job:
+        """Returns the generation of the response as a job, which any replica can continue.
 
         Args:
-          response: The response as clients receive it.
+          response: The response as clients receive it, without output.
+          state_is_imported: Whether the prompt continues a state of another engine, which its tokens do not repeat.
         """
-        return ResponseRecord(
+        seeded = self.body.model_copy(update={"background": True, "seed": self.spec.params[0].seed})
+        turn = self.turn
+        record = ResponseRecord(
             self.tenant,
             self.id,
-            bytes(to_json(response)),
+            to_json(response),
             self.history,
             pack([]),
             is_background=True,
             is_streamed=is_streamed,
             is_running=True,
+            request=seeded.model_dump_json(by_alias=True, exclude_unset=True, exclude={"input"}).encode(),
+            prompt=id_bytes(self.spec.prompts[0].token_ids),
+            conversation=None if turn is None else turn.conversation,
+            input_items=None if turn is None else pack_items(turn.items),
         )
-
-    def job(self, service: Service, *, state_is_imported: bool) -> Job:
-        """Returns what another replica needs to continue the response, except the log.
-
-        Args:
-          state_is_imported: Whether the prompt continues a state of another engine, which its tokens do not repeat.
-        """
-        seeded = self.body.model_copy(update={"background": True, "seed": self.spec.params[0].seed})
-        request = seeded.model_dump_json(by_alias=True, exclude_unset=True, exclude={"input"}).encode()
-        engine = None if state_is_imported else service.engine_identity
-        return Job(service.model.identity, request, id_bytes(self.spec.prompts[0].token_ids), engine, self.turn)
+        return Job(record, service.model.identity, None if state_is_imported else service.engine_identity, turn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +100,7 @@ class BackgroundRun:
         """Generates the response. When this returns, the response has ended or is left to another owner."""
         try:
             await self._run()
-        except FencedError as error:
-            _logger.info("%s", error)
-        except StoreUnavailableError as error:
+        except (FencedError, StoreUnavailableError) as error:
             _logger.warning("%s is left to other replicas: %s", self.builder.id, error)
         except Exception:
             _logger.exception("%s cannot be ended here", self.builder.id)
@@ -133,28 +126,19 @@ class BackgroundRun:
                 await self._end(encoded(self.builder.failure(failure)))
 
     async def _generate(self, generation: Generation) -> None:
-        """Logs deltas, joined for up to `_UNSEEN_S` seconds if no client can follow their events."""
-        builder, now, unlogged = self.builder, asyncio.get_running_loop().time, DeltaJoiner()
-        logged_at, last = now(), list[bytes]()
-        with suppress(StopAsyncIteration):
-            while True:
-                newest = await generation.next_within(_UNSEEN_S)
-                if newest is not None:
-                    unlogged.add(newest)
-                is_last = newest is not None and newest.finish_reason is not None
-                is_due = self.log.is_streamed or is_last or newest is None or now() - logged_at >= _UNSEEN_S
-                if not (unlogged and is_due):
-                    continue
-                delta, logged_at = unlogged.take(), now()
-                last = encoded(builder.chunks(delta))
-                if not is_last and (last or delta.token_ids):
-                    await self.log.append(last, delta)
-        await self._end([*last, *encoded(builder.closing())])
+        """Logs deltas, which the generation joins during a pause."""
+        delta, events = Delta(0), list[bytes]()
+        while delta.finish_reason is None:
+            await asyncio.sleep(0.0 if self.log.is_streamed else _UNSEEN_S)
+            delta = await anext(generation)
+            events = encoded(self.builder.chunks(delta))
+            if delta.finish_reason is None and (events or delta.token_ids):
+                await self.log.append(events, delta)
+        await self._end([*events, *encoded(self.builder.closing())])
 
     async def _end(self, events: Sequence[bytes]) -> None:
         assert self.builder.ended is not None
-        response, output = self.builder.ended
-        await self.log.end(events, to_json(response), output, response["status"], output_items(response))
+        await self.log.end(events, *self.builder.ended)
 
 
 def is_death(error: Exception) -> bool:
@@ -210,7 +194,7 @@ class ResumableBuilder(ResponsesBuilder):
         self._responses = responses
         state = service.restored_state(prepared.spec, prepared.spec.prompts[0])
         self._state_is_imported = state is not None and state.state.is_imported
-        self._sizes = DeltaSizes()
+        self._sizes: list[DeltaSize] = []
         self._has_finished = False
         self._handover: asyncio.Task[ResponseLog] | None = None
         self._log: ResponseLog | None = None
@@ -224,7 +208,7 @@ class ResumableBuilder(ResponsesBuilder):
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         if self._handover is not None:
             return iter(())  # another replica generates these tokens again
-        self._sizes.add(delta)
+        self._sizes.append((len(delta.token_ids), len(delta.text), delta.calls))
         self._has_finished = delta.finish_reason is not None
         return super().chunks(delta)
 
@@ -275,47 +259,33 @@ class ResumableBuilder(ResponsesBuilder):
         service, prepared = self._service, self._prepared
         events = await service.workers.run(lambda: self._events(output))
         num_tokens = len(output.token_ids)
-        entry = LogEnd().entry(events, pack_delta(output) if num_tokens else b"", num_tokens)
-        record = prepared.unfinished(self.response("in_progress", background=True), is_streamed=True)
-        job = prepared.job(service, state_is_imported=self._state_is_imported)
-        log = await self._responses.open(record, job, entry, is_left=True)
+        entry = BEFORE_FIRST.followed_by(events, pack_delta(output) if num_tokens else b"", num_tokens)
+        response = self.response("in_progress", background=True)
+        job = prepared.job(service, response, is_streamed=True, state_is_imported=self._state_is_imported)
+        log = await self._responses.open(job, entry, is_left=True)
         log.hold(self._task)
         return log
 
     def _events(self, output: Delta) -> list[bytes]:
-        """Returns all events so far. The same deltas produce the same events again."""
+        """Returns all events so far. The same deltas produce the same events again.
+
+        Args:
+          output: All deltas, joined.
+        """
         again = ResponsesBuilder(self._body, self._model, self._spec, None, self.id, self._created)
-        chunks = list(again.opening())
-        for delta in self._sizes.split(output):
-            chunks += again.chunks(delta)
-        return [TYPED_EVENTS.encode(chunk) for chunk in chunks]
+        deltas = split(output, self._sizes)
+        return encoded(chain(again.opening(), chain.from_iterable(map(again.chunks, deltas))))
 
 
-class DeltaSizes:
-    """Sizes of joined deltas, by which they can be split again. Most deltas take eight bytes."""
+type DeltaSize = tuple[int, int, tuple[CallPiece, ...]]
+"""Number of tokens and of characters of a delta, and its pieces of calls."""
 
-    def __init__(self) -> None:
-        self._num_tokens = array("I")
-        self._num_chars = array("I")
-        self._calls: dict[int, tuple[CallPiece, ...]] = {}
 
-    def add(self, delta: Delta) -> None:
-        """Records the size of the next delta."""
-        if delta.calls:
-            self._calls[len(self._num_tokens)] = delta.calls
-        self._num_tokens.append(len(delta.token_ids))
-        self._num_chars.append(len(delta.text))
-
-    def split(self, joined: Delta) -> Iterator[Delta]:
-        """Yields the deltas that were joined: their texts, tokens, log-probabilities and calls."""
-        token = char = 0
-        for number, (num_tokens, num_chars) in enumerate(zip(self._num_tokens, self._num_chars, strict=True)):
-            tokens, chars = slice(token, token + num_tokens), slice(char, char + num_chars)
-            token, char = tokens.stop, chars.stop
-            yield Delta(
-                0,
-                text=joined.text[chars],
-                calls=self._calls.get(number, ()),
-                token_ids=joined.token_ids[tokens],
-                logprobs=joined.logprobs[tokens],
-            )
+def split(joined: Delta, sizes: Iterable[DeltaSize]) -> Iterator[Delta]:
+    """Yields the deltas that were joined: their texts, tokens, log-probabilities and calls."""
+    token = char = 0
+    for num_tokens, num_chars, calls in sizes:
+        tokens, chars = slice(token, token + num_tokens), slice(char, char + num_chars)
+        token, char = tokens.stop, chars.stop
+        token_ids, logprobs = joined.token_ids[tokens], joined.logprobs[tokens]
+        yield Delta(0, joined.text[chars], calls, token_ids=token_ids, logprobs=logprobs)

@@ -237,16 +237,16 @@ class ResponsesBuilder(ResponseBuilder):
         self._output.add(delta)
         for piece in delta.calls:
             yield from self._call_chunks(piece)
-        if delta.text or (self._body.wants_logprobs and not delta.calls):
+        if not delta.calls:
             self._unsent.add(delta)
-        if delta.text or (self._has_message and delta.token_ids and self._body.wants_logprobs):
+        if delta.text:
             yield from self._text_chunks()
 
     def closing(self) -> Iterator[dict[str, Any]]:
         choice = self._output.take()
         response = self._finished(choice)
         if choice.calls:
-            yield from self._ended_call(choice.calls[-1], response["output"][-1])
+            yield from self._ended_call(choice.calls[-1], response["status"])
         else:
             (item,) = response["output"]
             (part,) = item["content"]
@@ -315,11 +315,13 @@ class ResponsesBuilder(ResponseBuilder):
     def _finished(self, choice: Delta) -> dict[str, Any]:
         cut = choice.finish_reason is FinishReason.LENGTH
         status = "incomplete" if cut else "completed"
+        output = [self._call_item(call, "completed") for call in choice.calls[:-1]]
+        output += [self._call_item(call, status) for call in choice.calls[-1:]]  # truncated output ends within it
         return self.response(
             status,
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
             completed_at=None if cut else int(time.time()),
-            output=self._call_items(choice.calls, status) or [self._item(status, [self._part(choice)])],
+            output=output or [self._item(status, [self._part(choice)])],
             usage=item_usage(len(self._spec.prompts[0].token_ids), choice.num_cached, len(choice.token_ids)),
         )
 
@@ -338,7 +340,7 @@ class ResponsesBuilder(ResponseBuilder):
         if piece.id is not None:
             if piece.index:
                 (before,) = self._call.joined()
-                yield from self._ended_call(before, self._call_item(before, "completed"))
+                yield from self._ended_call(before, "completed")
             self._call = CallJoiner()
             item = self._call_item(replace(piece, arguments=""), "in_progress")
             yield self._event("response.output_item.added", output_index=piece.index, item=item)
@@ -346,14 +348,10 @@ class ResponsesBuilder(ResponseBuilder):
         if piece.arguments:
             yield self._call_event("delta", piece, delta=piece.arguments)
 
-    def _ended_call(self, call: CallPiece, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _ended_call(self, call: CallPiece, status: str) -> Iterator[dict[str, Any]]:
         yield self._call_event("done", call, arguments=call.arguments)
+        item = self._call_item(call, status)
         yield self._event("response.output_item.done", output_index=call.index, item=item)
-
-    def _call_items(self, calls: Sequence[CallPiece], status: str) -> list[dict[str, Any]]:
-        """Returns the items of calls. Truncated output ended within the last call."""
-        last = len(calls) - 1
-        return [self._call_item(call, status if call.index == last else "completed") for call in calls]
 
     def _call_item(self, call: CallPiece, status: str) -> dict[str, Any]:
         return call_item(self._call_id(call), call, status)

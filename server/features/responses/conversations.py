@@ -288,8 +288,7 @@ class ConversationStore(TenantObjects[ConversationRecord]):
         Raises:
           ApiError: The conversation does not exist, or is locked or full.
         """
-        if not CONVERSATION_ID.fullmatch(conversation_id):
-            raise missing("conversation", conversation_id)
+        await self.get(conversation_id)
         own = tenant.get(), conversation_id
         await self._add(lambda each: add_items(each, *own, items), items)
 
@@ -309,8 +308,7 @@ class ConversationStore(TenantObjects[ConversationRecord]):
         is_valid = ITEM_ID.fullmatch(item_id) is not None
         found = await self.read(partial(find_item, item_id=item_id), conversation_id) if is_valid else None
         if found is None:
-            message = f"there is no item with the id {item_id[:100]!r} in {conversation_id}"
-            raise ApiError(kinds.NO_SUCH_OBJECT, message)
+            raise missing("item", item_id)
         return found
 
     async def end(self, turn: Turn) -> None:

@@ -39,11 +39,11 @@ class LogEntry:
       events: Encoded events, one after the other; empty if the response is not streamed.
     """
 
-    number: int
-    first_event: int
-    num_events: int
-    first_token: int
-    num_tokens: int
+    number: int = -1
+    first_event: int = 0
+    num_events: int = 0
+    first_token: int = 0
+    num_tokens: int = 0
     delta: bytes = b""
     events: bytes = b""
 
@@ -52,26 +52,19 @@ class LogEntry:
         """Bytes that the entry takes."""
         return len(self.delta) + len(self.events)
 
+    @property
+    def next_event(self) -> int:
+        """Sequence number of the event after it."""
+        return self.first_event + self.num_events
 
-@dataclass(frozen=True, slots=True)
-class LogEnd:
-    """Counts at the end of a log.
+    @property
+    def next_token(self) -> int:
+        """Number of tokens that were generated up to its end."""
+        return self.first_token + self.num_tokens
 
-    Attributes:
-      num_entries: Number of its next entry.
-      num_events: Number of its next event.
-      num_tokens: Number of generated tokens.
-      num_bytes: Bytes of all entries.
-    """
-
-    num_entries: int = 0
-    num_events: int = 0
-    num_tokens: int = 0
-    num_bytes: int = 0
-
-    def entry(
+    def followed_by(
         self, events: Sequence[bytes], delta: bytes = b"", num_tokens: int = 0, *, keeps_events: bool = True
-    ) -> LogEntry:
+    ) -> "LogEntry":
         """Returns the log's next entry.
 
         Args:
@@ -79,17 +72,11 @@ class LogEnd:
           keeps_events: Whether the response is streamed.
         """
         kept = b"".join(events) if keeps_events else b""
-        return LogEntry(self.num_entries, self.num_events, len(events), self.num_tokens, num_tokens, delta, kept)
+        return LogEntry(self.number + 1, self.next_event, len(events), self.next_token, num_tokens, delta, kept)
 
-    def after(self, entry: LogEntry) -> "LogEnd":
-        """Returns the log's end after its next entry."""
-        return LogEnd(
-            entry.number + 1,
-            entry.first_event + entry.num_events,
-            entry.first_token + entry.num_tokens,
-            self.num_bytes + entry.num_bytes,
-        )
 
+BEFORE_FIRST: Final = LogEntry()
+"""Last entry of an empty log."""
 
 EVENTS: Final = Table("roost_events", LogEntry, key=("tenant", "id", "number"), under={"tenant": str, "id": str})
 
@@ -106,12 +93,6 @@ def append(transaction: Transaction, appends: Sequence[tuple[Lease, LogEntry]]) 
     EVENTS.put(transaction, [(lease.tenant, lease.id, *EVENTS.values(entry)) for lease, entry in appends])
 
 
-def deltas(transaction: Transaction, name: Name, place: int) -> list[tuple[int, bytes]]:
-    """Returns up to `MAX_ENTRIES` deltas of a log, beginning at a place, with their places."""
-    query = f"SELECT number, delta FROM roost_events WHERE {_LOG} AND number >= ? ORDER BY number LIMIT ?"
-    return [(number, bytes(delta)) for number, delta in transaction.rows(query, *name, place, MAX_ENTRIES)]
-
-
 def new_entries(transaction: Transaction, name: Name, place: int) -> tuple[Sequence[LogEntry], bool]:
     """Returns up to `MAX_ENTRIES` entries of a log, beginning at a place, and whether more may follow."""
     query = f"SELECT is_running FROM roost_responses WHERE {_LOG}"
@@ -121,19 +102,19 @@ def new_entries(transaction: Transaction, name: Name, place: int) -> tuple[Seque
     return some, len(some) == MAX_ENTRIES or (bool(found) and bool(found[0][0]))
 
 
-def end_of_log(transaction: Transaction, name: Name) -> LogEnd:
-    """Returns the counts at the end of a log, except its bytes."""
+def last_entry(transaction: Transaction, name: Name) -> LogEntry:
+    """Returns the last entry of a log without its content."""
     columns = "number, first_event, num_events, first_token, num_tokens"
     query = f"SELECT {columns} FROM roost_events WHERE {_LOG} ORDER BY number DESC LIMIT 1"
     found = transaction.rows(query, *name)
-    return LogEnd().after(LogEntry(*found[0])) if found else LogEnd()
+    return LogEntry(*found[0]) if found else BEFORE_FIRST
 
 
 def kept_events(transaction: Transaction, name: Name) -> tuple[int, int]:
     """Returns the numbers of the first event that a log still has and of its next event; 0 and 0 if it has none."""
     query = f"SELECT first_event FROM roost_events WHERE {_LOG} ORDER BY number LIMIT 1"
     first = next((int(event) for (event,) in transaction.rows(query, *name)), 0)
-    return first, end_of_log(transaction, name).num_events
+    return first, last_entry(transaction, name).next_event
 
 
 def entry_of(transaction: Transaction, name: Name, event: int) -> int:
@@ -147,7 +128,7 @@ def entry_of(transaction: Transaction, name: Name, event: int) -> int:
         found = transaction.rows(query, *name, place)
         return int(found[0][0]) if found else event + 1  # the log was deleted
 
-    num_places = end_of_log(transaction, name).num_entries
+    num_places = last_entry(transaction, name).number + 1
     return bisect_right(range(num_places), event, key=next_event)
 
 
@@ -190,21 +171,12 @@ class _Read(NamedTuple):
     Attributes:
       entries: Entries from a place on, up to `MAX_ENTRIES`.
       may_grow: Whether more entries may follow.
-      changed: Event that the first later commit of this replica sets; None if this replica does not write the log.
+      changed: Event that the first later commit of this replica sets.
     """
 
     entries: Sequence[LogEntry]
     may_grow: bool
-    changed: asyncio.Event | None
-
-    async def wait(self, pause_s: float) -> None:
-        """Waits for this replica's next commit to the log, or for a pause if another replica may write it."""
-        if self.changed is None:
-            await asyncio.sleep(pause_s)
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_MAX_POLL_S):
-                await self.changed.wait()
+    changed: asyncio.Event
 
 
 class LogFollowers:
@@ -215,11 +187,10 @@ class LogFollowers:
 
     Args:
       database: Database with the logs.
-      changed: Returns the event that this replica's next commit to a log sets; None if this replica does not write the
-        log.
+      changed: Returns the event that this replica's next commit to a log sets.
     """
 
-    def __init__(self, database: Database, changed: Callable[[Name], asyncio.Event | None]) -> None:
+    def __init__(self, database: Database, changed: Callable[[Name], asyncio.Event]) -> None:
         self._database = database
         self._changed = changed
         self._reads: dict[tuple[Name, int], asyncio.Task[_Read]] = {}
@@ -303,7 +274,9 @@ class LogFollowers:
     async def _read(self, key: Name, place: int, latest: _Read | None, poll_s: float) -> _Read:
         try:
             if latest is not None and len(latest.entries) < MAX_ENTRIES:
-                await latest.wait(poll_s)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(poll_s):
+                        await latest.changed.wait()
             changed = self._changed(key)
             return _Read(*await self._database.read(partial(new_entries, name=key, place=place)), changed)
         finally:  # before the task is done: a follower that found it done would read it again without end

@@ -11,7 +11,8 @@ from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
 from ...observability.request_metrics import RowCollector
 from ...storage.objects import Bounds
-from .adoption import adopter
+from ...storage.worker import Worker
+from .adoption import AdoptionKind
 from .checkpoint_files import CheckpointFiles
 from .checkpointer import Checkpointer
 from .collector import StoreStats
@@ -59,7 +60,7 @@ class OpenResponses(OpenFeature):
     def start(self, make_app: Callable[[], ASGIApp]) -> None:
         if self._checkpointer is not None:
             self._checkpointer.start()
-        adopter(self.service, self.store).start()
+        Worker(AdoptionKind(self.service, self.store), self.store.leases).start()
 
     async def evacuate(self) -> None:
         if self._checkpointer is not None:

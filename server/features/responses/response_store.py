@@ -7,8 +7,8 @@ only data that clients may fetch or follow.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import batched
 from typing import Any, Final
@@ -20,18 +20,20 @@ from ...database.errors import StoreUnavailableError as UnavailableError
 from ...database.group_commit import GroupCommit, Work, WriteLoad
 from ...generation.admission import admission, stored_json
 from ...generation.delta import Delta
+from ...http.responses import to_json
 from ...storage import objects
 from ...storage.claims import Claimant, Places
 from ...storage.objects import MAX_REMOVED, Bounds, Name, TenantObjects
 from ...storage.work import Lease
 from ...storage.worker import Leases
-from ...tenants import TenantLocks, tenant
+from ...tenants import TenantLocks
 from ...text.chat_format import ConversationMessage
 from . import event_log, response_table
 from .checkpoint_files import CheckpointFiles
 from .collector import StoreStats
-from .conversations import CONVERSATIONS, RUNNING, Addition, ConversationStore, Item, Turn, load_of
-from .event_log import LogEnd, LogEntry, LogFollowers, pack_delta
+from .conversations import CONVERSATIONS, RUNNING, Addition, ConversationStore, Turn, load_of
+from .event_log import LogEntry, LogFollowers, pack_delta
+from .input_items import output_items
 from .response_table import RESPONSE_ID, RESPONSES, Adoption, Append, Job, ResponseRecord, pack, run_all
 
 _MAX_KEPT: Final = 4 * 2**20
@@ -98,17 +100,17 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         database.probe = response_table.probe
         self._retention_s = retention_s
         self._adopt_after_s = adopt_after_s
-        self.followers = LogFollowers(database, lambda key: self.logs[key].changed if key in self.logs else None)
+        self.followers = LogFollowers(database, self._changed)
 
-    async def keep(
-        self, response_id: str, response: bytes, history: bytes, output: ConversationMessage, turn: Turn | None = None
-    ) -> bytes:
+    def _changed(self, name: Name) -> asyncio.Event:
+        """Returns the event that the next commit to a log sets, which never happens on a replica without the log."""
+        return self.logs[name].changed if name in self.logs else asyncio.Event()
+
+    async def keep(self, record: ResponseRecord, turn: Turn | None = None) -> bytes:
         """Stores a response that has ended, and adds to its conversation.
 
         Args:
-          response: JSON of the response.
-          history: Messages before the response's own, from `pack`.
-          output: The response's own message.
+          record: The response.
           turn: Its ended turn in a conversation; None if it has none.
 
         Returns:
@@ -117,19 +119,17 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         Raises:
           ApiError: Another response has taken the turn.
         """
-        record = ResponseRecord(tenant.get(), response_id, bytes(response), history, pack([output]))
         load = load_of(() if turn is None else turn.items).plus(WriteLoad(1, record.num_bytes))
         put = Addition(record.tenant, partial(response_table.put, record=record, turn=turn))
         stored = await self.commit(put, load)
         self.conversations.note_end(turn)
         return stored
 
-    async def open(self, record: ResponseRecord, job: Job, entry: LogEntry, *, is_left: bool = False) -> "ResponseLog":
+    async def open(self, job: Job, entry: LogEntry, *, is_left: bool = False) -> "ResponseLog":
         """Stores an unfinished response. The caller must hold its log.
 
         Args:
-          record: The response without output.
-          job: All that another replica needs to generate it.
+          job: The response without output.
           entry: Events and tokens so far, which are stored in the same transaction as the response.
           is_left: Whether another replica will continue it, and this one is shutting down.
 
@@ -137,15 +137,16 @@ class ResponseStore(TenantObjects[ResponseRecord]):
           ApiError: The tenant has too many running responses.
           StoreUnavailableError: The store is unavailable, full or too slow.
         """
-        owner, load = self.leases.owner, WriteLoad(2, record.num_bytes + job.num_bytes + entry.num_bytes)
+        owner, record = self.leases.owner, job.record
+        load = WriteLoad(2, record.num_bytes + entry.num_bytes)
         timeout_s, bounds = (_LAST_S, None) if is_left else (objects.REPLY_S, self.bounds)
         with self.leases.taking(record.tenant, record.id):
             lease = await self.commits.write(
-                lambda each: response_table.insert(each, record, job, owner, entry, bounds), timeout_s, load
+                lambda each: response_table.insert(each, job, owner, entry, bounds), timeout_s, load
             )
         self.conversations.note_end(job.turn)
         self.stats.handovers += is_left
-        return ResponseLog(self, lease, record.is_streamed, job.engine, LogEnd().after(entry), is_left=is_left)
+        return ResponseLog(self, lease, record.is_streamed, job.engine, entry, entry.num_bytes, is_left=is_left)
 
     async def hand_over_streams(self) -> None:
         """Stores the responses of all open streams. Nothing is sent on these streams afterwards."""
@@ -174,10 +175,10 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         Raises:
           StoreUnavailableError: The database is unavailable.
         """
-        found, place = list[bytes](), 0
-        while some := await self.database.run(partial(event_log.deltas, name=adoption.claim.lease.name, place=place)):
-            found += [delta for _, delta in some if delta]
-            place = some[-1][0] + 1
+        name, found, place = adoption.claim.lease.name, list[bytes](), 0
+        while some := (await self.database.run(partial(event_log.new_entries, name=name, place=place)))[0]:
+            found += [entry.delta for entry in some if entry.delta]
+            place = some[-1].number + 1
         return found
 
     async def note_running(self) -> None:
@@ -219,6 +220,8 @@ class ResponseLog:
       lease: Lease against which all writes are checked.
       is_streamed: Whether it keeps the events of a stream.
       engine: Engine that decodes all tokens, so that a checkpoint is useful; None if another one decoded some.
+      last: Last entry so far.
+      num_bytes: Bytes of all entries.
       checkpoint: Name of the latest checkpoint in the database; None if there is none.
       is_left: Whether only other replicas append to the log.
       is_lost: Whether this replica is known to be no longer the owner.
@@ -230,8 +233,8 @@ class ResponseLog:
     lease: Lease
     is_streamed: bool
     engine: str | None
-    _end: LogEnd
-    """End of the log so far."""
+    last: LogEntry
+    num_bytes: int
     checkpoint: str | None = None
     is_left: bool = False
     is_lost: bool = field(default=False, init=False)
@@ -241,25 +244,15 @@ class ResponseLog:
     """Numbers and bytes of the entries in memory."""
 
     def __post_init__(self) -> None:
-        self.num_committed = self._end.num_tokens
-
-    @property
-    def key(self) -> Name:
-        """Tenant and id of the response."""
-        return self.lease.name
-
-    @property
-    def num_events(self) -> int:
-        """Number of events so far."""
-        return self._end.num_events
+        self.num_committed = self.last.next_token
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs what generates the response as a task, and returns the task, which holds the log and the admission."""
         tasks, own = self._store.tasks, admission.get()
-        task = tasks[self.key] = asyncio.create_task(work)
+        task = tasks[self.lease.name] = asyncio.create_task(work)
         own.hold()
         task.add_done_callback(lambda _: own.release())
-        task.add_done_callback(lambda _: tasks.pop(self.key, None))
+        task.add_done_callback(lambda _: tasks.pop(self.lease.name, None))
         self.hold(task)
         return task
 
@@ -269,7 +262,7 @@ class ResponseLog:
         A lease that no task holds is never renewed. A later task replaces an earlier one, whose end then has no effect.
         """
         leases = self._store.leases
-        self._store.logs[self.key] = self
+        self._store.logs[self.lease.name] = self
         leases.hold(self.lease, task)
         task.add_done_callback(lambda _: None if self.lease in leases.held else self._forget())
 
@@ -282,36 +275,29 @@ class ResponseLog:
         """
         if self._store.is_shared or self.is_streamed:
             entry = self._next(events, delta)
-            engine = self.engine if self._end.num_tokens else None
-            await self._commit(
-                entry, Append(self.lease, entry, self._end.num_bytes, engine), WriteLoad(1, entry.num_bytes)
-            )
+            engine = self.engine if entry.next_token else None
+            append = Append(self.lease, entry, self.num_bytes, engine)
+            await self._commit(entry, append, WriteLoad(1, entry.num_bytes))
 
-    async def end(
-        self,
-        events: Sequence[bytes],
-        response: bytes,
-        output: ConversationMessage,
-        status: str,
-        items: Sequence[Item] = (),
-    ) -> None:
+    async def end(self, events: Sequence[bytes], response: Mapping[str, Any], output: ConversationMessage) -> None:
         """Appends the last events, stores the final response and its message, and adds to its conversation.
-
-        Args:
-          status: Status of the response.
-          items: Items that its output adds to its conversation; none if it has failed or has no conversation.
 
         Raises:
           FencedError, StoreUnavailableError: See `append`.
         """
-        entry, message = self._next(events, None), pack([output])
-        arguments = self.lease, entry, bytes(response), message, self._end.num_bytes, items
+        entry, written, message, items = (
+            self._next(events, None),
+            to_json(response),
+            pack([output]),
+            output_items(response),
+        )
+        arguments = self.lease, entry, written, message, self.num_bytes, items
         end = Addition(self.lease.tenant, lambda each: response_table.end(each, *arguments))
-        load = load_of(items).plus(WriteLoad(1, entry.num_bytes + len(response) + len(message)))
+        load = load_of(items).plus(WriteLoad(1, entry.num_bytes + len(written) + len(message)))
         await self._commit(entry, end, load)
         self._forget()
         await self._replace_checkpoint(None)
-        self._store.stats.ended[status] += 1
+        self._store.stats.ended[response["status"]] += 1
 
     async def set_checkpoint(self, name: str, num_tokens: int) -> None:
         """Stores the name of a checkpoint's file once the log has all of its tokens, and deletes the previous file.
@@ -321,7 +307,7 @@ class ResponseLog:
           UnavailableError: The database is unavailable.
         """
         while self.num_committed < num_tokens:
-            if self._store.logs.get(self.key) is not self or self.is_left:
+            if self._store.logs.get(self.lease.name) is not self or self.is_left:
                 raise FencedError(f"{self.lease.id} has ended, or was left to others")
             await self.changed.wait()
         await self._store.commit(lambda each: response_table.set_checkpoint(each, self.lease, name))
@@ -346,9 +332,9 @@ class ResponseLog:
     def _next(self, events: Sequence[bytes], delta: Delta | None) -> LogEntry:
         packed = pack_delta(delta) if delta is not None and self._store.is_shared else b""
         num_tokens = 0 if delta is None else len(delta.token_ids)
-        entry = self._end.entry(events, packed, num_tokens, keeps_events=self.is_streamed)
-        self._end = self._end.after(entry)
-        return entry
+        self.last = self.last.followed_by(events, packed, num_tokens, keeps_events=self.is_streamed)
+        self.num_bytes += self.last.num_bytes
+        return self.last
 
     async def _commit(self, entry: LogEntry, write: Work[None], load: WriteLoad) -> None:
         try:
@@ -359,8 +345,8 @@ class ResponseLog:
             self._forget()
             raise
         if not self._store.is_shared and (first := self._drop(entry)):
-            await self._store.commits.write(lambda each: event_log.drop(each, self.key, first), _OWNER_S)
-        self._note_commit(entry.first_token + entry.num_tokens)
+            await self._store.commits.write(lambda each: event_log.drop(each, self.lease.name, first), _OWNER_S)
+        self._note_commit(entry.next_token)
 
     def _drop(self, entry: LogEntry) -> int:
         """Forgets the oldest entries in memory that are too much.
@@ -374,11 +360,10 @@ class ResponseLog:
         share = self._store.bounds.max_bytes // max(len(self._store.logs), 1)
         max_bytes = max(min(share, _MAX_KEPT), _MIN_KEPT)
         self._kept.append((entry.number, entry.num_bytes))
-        num_bytes, first = self._end.num_bytes, 0
-        while num_bytes > max_bytes and len(self._kept) > 1:
-            num_bytes -= self._kept.popleft()[1]
+        first = 0
+        while self.num_bytes > max_bytes and len(self._kept) > 1:
+            self.num_bytes -= self._kept.popleft()[1]
             first = self._kept[0][0]
-        self._end = replace(self._end, num_bytes=num_bytes)
         return first
 
     def _note_commit(self, num_tokens: int) -> None:
@@ -389,8 +374,8 @@ class ResponseLog:
 
     def _forget(self) -> None:
         """Renews the lease no longer: the response has ended, or is left to others."""
-        if self._store.logs.get(self.key) is self:
-            del self._store.logs[self.key]
+        if self._store.logs.get(self.lease.name) is self:
+            del self._store.logs[self.lease.name]
             self._store.leases.drop(self.lease)
             self._note_commit(self.num_committed)
 

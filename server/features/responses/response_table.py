@@ -8,7 +8,7 @@ the engine that has decoded all tokens of the log one after the other; other eng
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
 
@@ -23,11 +23,11 @@ from ...generation.admission import stored_json
 from ...storage import claims
 from ...storage.claims import Claimant, Places
 from ...storage.objects import MAX_FOUND, Bounds, Name, ObjectTable
-from ...storage.work import IS_WAITING, Claim, Lease, check, refused
+from ...storage.work import IS_WAITING, Claim, Lease, check
 from ...text.chat_format import ConversationMessage
 from . import conversations, event_log
-from .conversations import CONVERSATIONS, ITEMS, RESPONSE, RUNNING, Addition, Item, Turn, pack_items, unpack_items
-from .event_log import EVENTS, LogEnd, LogEntry
+from .conversations import CONVERSATIONS, ITEMS, RESPONSE, RUNNING, Addition, Item, Turn, unpack_items
+from .event_log import BEFORE_FIRST, EVENTS, LogEntry
 
 MAX_RUNNING: Final = 1000
 """Limit on each tenant's running responses in the database. Beyond it, or beyond `Bounds.max_bytes` of these
@@ -38,34 +38,8 @@ _PROBE_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """Request of a response, in a form from which a replica can generate it.
-
-    Attributes:
-      model: Identity of the model; only replicas that serve the same model may adopt the response.
-      request: JSON of the request, without its input.
-      prompt: Token ids of the prompt, as little-endian int32.
-      engine: Identity of the engine that generates it. Only the same engine repeats its tokens bit for bit. None if the
-        engine has no checkpoints, or the prompt continues an imported state.
-      turn: Turn of the response in its conversation; None if it has none, and in every job that was read from the
-        database.
-    """
-
-    model: str
-    request: bytes
-    prompt: bytes
-    engine: str | None = None
-    turn: Turn | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that the job takes, without its turn."""
-        return len(self.request) + len(self.prompt)
-
-
-@dataclass(frozen=True, slots=True)
 class ResponseRecord:
-    """A stored response.
+    """A stored response. The last fields are those of a running one, in a form from which a replica can generate it.
 
     Attributes:
       response: JSON of the response as clients receive it.
@@ -74,6 +48,11 @@ class ResponseRecord:
       is_background: Whether the response is or was generated in the background.
       is_streamed: Whether the log keeps the events of its stream.
       is_running: Whether the response has not ended.
+      request: JSON of the request, without its input.
+      prompt: Token ids of the prompt, as little-endian int32.
+      conversation: Id of the conversation that the response adds to, if any.
+      input_items: Items that its input adds there, from `pack_items`.
+      checkpoint: Name of the latest saved state, if any.
     """
 
     tenant: str
@@ -84,11 +63,34 @@ class ResponseRecord:
     is_background: bool = False
     is_streamed: bool = False
     is_running: bool = False
+    request: bytes | None = None
+    prompt: bytes | None = None
+    conversation: str | None = None
+    input_items: bytes | None = None
+    checkpoint: str | None = None
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the response takes, without its job and its log."""
-        return len(self.response) + len(self.history) + len(self.output)
+        """Bytes that the response takes, without its log."""
+        parts = self.response, self.history, self.output, self.request, self.prompt, self.input_items
+        return sum(len(part or b"") for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A response that a replica begins to generate.
+
+    Attributes:
+      model: Identity of the model; only replicas that serve the same model may adopt the response.
+      engine: Identity of the engine that generates it. Only the same engine repeats its tokens bit for bit. None if the
+        engine has no checkpoints, or the prompt continues an imported state.
+      turn: Its turn in a conversation; None if it has none.
+    """
+
+    record: ResponseRecord
+    model: str
+    engine: str | None = None
+    turn: Turn | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +98,15 @@ class Adoption:
     """A running response that a replica has adopted.
 
     Attributes:
-      request, prompt: See `Job`.
-      log: End of its log.
+      last: Last entry of its log, without content.
       engine: Engine of the replica if an engine like it has decoded all tokens of the log, one after the other, so that
         it continues them exactly; None if not.
-      checkpoint: Name of the latest saved state; None if it has none.
     """
 
     claim: Claim
     record: ResponseRecord
-    request: bytes
-    prompt: bytes
-    log: LogEnd
+    last: LogEntry
     engine: str | None
-    checkpoint: str | None
 
 
 RESPONSE_ID: Final = re.compile("resp_[0-9a-f]{32}")
@@ -120,15 +117,7 @@ RESPONSES: Final = ObjectTable(
     "roost_responses",
     ResponseRecord,
     bounded="is_running = 0",
-    extra={
-        "created": float,
-        "num_bytes": int,
-        "request": bytes | None,
-        "prompt": bytes | None,
-        "conversation": str | None,
-        "input_items": bytes | None,
-        "checkpoint": str | None,
-    },
+    extra={"created": float, "num_bytes": int},
     indexes={
         "running": "(tenant, num_bytes) WHERE is_running = 1",
         "ended": "(tenant, created, num_bytes) WHERE is_running = 0",
@@ -160,7 +149,7 @@ def put(transaction: Transaction, record: ResponseRecord, turn: Turn | None = No
     """
     if turn is not None:
         conversations.end_turn(transaction, turn)
-    if _insert(transaction, record, None):
+    if _insert(transaction, record):
         return record.response
     query = "SELECT response FROM roost_responses WHERE tenant = ? AND id = ?"
     ((response,),) = transaction.rows(query, record.tenant, record.id)
@@ -168,73 +157,54 @@ def put(transaction: Transaction, record: ResponseRecord, turn: Turn | None = No
 
 
 def insert(
-    transaction: Transaction,
-    record: ResponseRecord,
-    job: Job,
-    owner: str,
-    entry: LogEntry | None = None,
-    bounds: Bounds | None = None,
+    transaction: Transaction, job: Job, owner: str, entry: LogEntry = BEFORE_FIRST, bounds: Bounds | None = None
 ) -> Lease:
     """Stores a response that its owner begins to generate, and returns the owner's lease.
 
     Args:
-      entry: First entry of its log, if its owner has already generated a part of it; None otherwise.
+      entry: First entry of its log, if its owner has already generated a part of it.
       bounds: Limits on the bytes of the tenant's running responses; None sets no limit.
 
     Raises:
       ApiError: The tenant has reached a limit.
     """
+    record = job.record
     if bounds is not None:
-        _check_room(transaction, record, job, bounds)
+        _check_room(transaction, record, bounds)
     lease = Lease(record.tenant, record.id, RESPONSE, 1)
-    if _insert(transaction, record, job):
-        log = LogEnd() if entry is None else LogEnd().after(entry)
-        engine = job.engine if log.num_tokens else None
-        RUNNING.add(transaction, owner, (record.tenant, record.id), job.model, log.num_bytes, engine)
+    if _insert(transaction, record):
+        engine = job.engine if entry.num_tokens else None
+        RUNNING.add(transaction, owner, lease.name, job.model, entry.num_bytes, engine)
         if job.turn is not None:  # from now on, the response itself locks its conversation
             RUNNING.end(transaction, [job.turn.lease])
-    if entry is not None:
+    if entry is not BEFORE_FIRST:
         event_log.append(transaction, [(lease, entry)])
     return lease
 
 
-def _check_room(transaction: Transaction, record: ResponseRecord, job: Job, bounds: Bounds) -> None:
+def _check_room(transaction: Transaction, record: ResponseRecord, bounds: Bounds) -> None:
     """Checks that a tenant reaches no limit with a running response.
 
     Raises:
       ApiError: It reaches one.
     """
     count, num_bytes = running_of(transaction, record.tenant)
-    if count >= MAX_RUNNING:
-        excess = f"this API key has {MAX_RUNNING} background responses running, which is the limit"
-    elif num_bytes + record.num_bytes + job.num_bytes > bounds.max_bytes:
-        size = f"{bounds.max_bytes / 2**20:.0f} MiB"
-        excess = f"this API key's running background responses and their events take {size}, which is the limit"
-    else:
-        return
-    raise ApiError(kinds.TOO_MANY_RUNNING, f"{excess}: wait for some of them to end, or cancel them")
+    if count >= MAX_RUNNING or num_bytes + record.num_bytes > bounds.max_bytes:
+        most = f"{MAX_RUNNING} background responses running, and {bounds.max_bytes / 2**20:.0f} MiB of them and events"
+        message = f"this API key has reached its limit of {most}: wait for some of them to end, or cancel them"
+        raise ApiError(kinds.TOO_MANY_RUNNING, message)
 
 
 def probe(transaction: Transaction) -> None:
     """Stores a response with a log, and deletes both, to find out whether the tables can be written."""
     record = ResponseRecord("", f"probe_{uuid4().hex}", bytes(_PROBE_BYTES), b"", b"")
-    insert(transaction, record, Job("", b"", b""), "", LogEntry(0, 0, 0, 0, 0))
+    insert(transaction, Job(record, ""), "", BEFORE_FIRST.followed_by([]))
     delete(transaction, record.tenant, record.id)
 
 
-def _insert(transaction: Transaction, record: ResponseRecord, job: Job | None) -> int:
+def _insert(transaction: Transaction, record: ResponseRecord) -> int:
     """Stores a response, and returns the number of new rows: 0 if its id is stored already."""
-    extra: dict[str, Any] = {"num_bytes": record.num_bytes}
-    if job is not None:
-        items = None if job.turn is None else pack_items(job.turn.items)
-        extra |= {
-            "num_bytes": record.num_bytes + job.num_bytes + len(items or b""),
-            "request": job.request,
-            "prompt": job.prompt,
-            "conversation": None if job.turn is None else job.turn.conversation,
-            "input_items": items,
-        }
-    return RESPONSES.insert(transaction, record, extra, created="{now}")
+    return RESPONSES.insert(transaction, record, {"num_bytes": record.num_bytes}, created="{now}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,8 +305,8 @@ def end_early(
     claim = RUNNING.seize(transaction, "", tenant, response_id)
     if claim is None:
         return False
-    log = event_log.end_of_log(transaction, (tenant, response_id))
-    entry = log.entry([event(log.num_events)])
+    last = event_log.last_entry(transaction, (tenant, response_id))
+    entry = last.followed_by([event(last.next_event)])
     end(transaction, claim.lease, entry, response, output, claim.num_bytes + entry.num_bytes)
     return True
 
@@ -380,12 +350,10 @@ def claim(transaction: Transaction, claimant: Claimant, places: Places) -> list[
 
 def _adoption(transaction: Transaction, claim: Claim, engine: str | None) -> Adoption:
     """Returns the data needed to continue a response."""
-    name = claim.lease.name
-    query = f"SELECT request, prompt, checkpoint, {RESPONSES.columns} FROM roost_responses WHERE {_OWN}"
-    ((request, prompt, checkpoint, *record),) = transaction.rows(query, *name)
-    log = replace(event_log.end_of_log(transaction, name), num_bytes=claim.num_bytes)
-    exact = engine if not log.num_tokens or claim.engine == engine else None
-    return Adoption(claim, RESPONSES.of(record), bytes(request), bytes(prompt), log, exact, checkpoint)
+    record = RESPONSES.find(transaction, *claim.lease.name)
+    assert record is not None
+    last = event_log.last_entry(transaction, claim.lease.name)
+    return Adoption(claim, record, last, engine if not last.next_token or claim.engine == engine else None)
 
 
 def running_of(transaction: Transaction, tenant: str) -> tuple[int, int]:
@@ -421,10 +389,9 @@ def make_room(transaction: Transaction, tenant: str, bounds: Bounds) -> None:
     Call it at the end of a transaction that has added some. It waits for other replicas' transactions that have.
     """
     transaction.execute("{lock_name}", tenant)
-    for id in RESPONSES.unlocked(transaction, tenant, RESPONSES.beyond(transaction, tenant, bounds)):
-        remove(transaction, tenant, id)
-    for id in CONVERSATIONS.unlocked(transaction, tenant, CONVERSATIONS.beyond(transaction, tenant, bounds)):
-        CONVERSATIONS.hide(transaction, tenant, id)
+    for table, drop in ((RESPONSES, remove), (CONVERSATIONS, CONVERSATIONS.hide)):
+        for id in table.unlocked(transaction, tenant, table.beyond(transaction, tenant, bounds)):
+            drop(transaction, tenant, id)
 
 
 def run_all(transaction: Transaction, works: Sequence[Work[Any]], bounds: Bounds) -> list[Any]:
@@ -434,11 +401,11 @@ def run_all(transaction: Transaction, works: Sequence[Work[Any]], bounds: Bounds
     """
     appends = [work for work in works if isinstance(work, Append)]
     held = append_all(transaction, appends) if appends else set[Lease]()
-    others = iter(run_each(transaction, [work for work in works if not isinstance(work, Append)]))
-    results = [
-        next(others) if not isinstance(work, Append) else None if work.lease in held else refused(work.lease)
-        for work in works
-    ]
+
+    def run(work: Work[Any]) -> Work[Any]:
+        return (lambda _: check(work.lease, held)) if isinstance(work, Append) else work
+
+    results = run_each(transaction, [run(work) for work in works])
     if owners := sorted({work.tenant for work in works if isinstance(work, Addition)}):
         for owner in owners:
             make_room(transaction, owner, bounds)

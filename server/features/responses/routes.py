@@ -21,7 +21,6 @@ from ...http.routes import JsonRoute, ListPage, QueryPage, ReadyService, page_ob
 from ...openai.completions import check_stream_options
 from ...openai.response_schemas import DeletedObject, item_usage
 from ...schemas.body import MAX_MESSAGES
-from ...storage.objects import missing
 from ...storage.work import Lease
 from ...tenants import tenant
 from ...text.chat_format import Conversation, ConversationMessage, Ending
@@ -40,8 +39,8 @@ from .builder import (
     new_response_id,
 )
 from .conversations import Turn
-from .event_log import LogEnd
-from .expansion import MAX_ADDED, Room, StoredPart, expanded, read_parts, sizes_of
+from .event_log import BEFORE_FIRST
+from .expansion import MAX_ADDED, Room, StoredPart, expanded
 from .input_items import STATE_ROLE, compaction_of, items_with_ids, new_items, output_items
 from .open_responses import OpenResponses, Responses
 from .response_table import ResponseRecord, pack
@@ -90,7 +89,8 @@ def _builder(responses: OpenResponses, prepared: Prepared) -> ResponsesBuilder:
         try:
             if body.store:
                 written = to_json(response)
-                stored = await store.keep(response["id"], written, prepared.history, output, ended)
+                record = ResponseRecord(prepared.tenant, prepared.id, written, prepared.history, pack([output]))
+                stored = await store.keep(record, ended)
                 if stored != written:  # a line of a batch that another replica ran at the same time
                     response.update(stored_json(stored))
             elif ended is not None:
@@ -114,16 +114,16 @@ async def _create_background(responses: OpenResponses, prepared: Prepared, reque
     async with until_disconnect(request.receive):
         (engine_request,) = await service.requests(spec, prepared.id)
     builder = ResponsesBuilder(body, service.model, spec, response_id=prepared.id)
-    pending = prepared.unfinished(builder.response("in_progress"), is_streamed=body.stream)
-    job = prepared.job(service, state_is_imported=engine_request.state_is_imported)
+    pending, is_imported = builder.response("in_progress"), engine_request.state_is_imported
+    job = prepared.job(service, pending, is_streamed=body.stream, state_is_imported=is_imported)
     async with AsyncExitStack() as resources:
         if body.stream:
             resources.enter_context(responses.store.followers.hold())
-        opening = LogEnd().entry(encoded(builder.opening()), keeps_events=body.stream)
-        log = await responses.store.open(pending, job, opening)
+        opening = BEFORE_FIRST.followed_by(encoded(builder.opening()), keeps_events=body.stream)
+        log = await responses.store.open(job, opening)
         log.start(BackgroundRun(service, builder, spec, engine_request, log).run())
         if body.stream:
-            return await _follow(responses, request, resources, pending.id, 0)
+            return await _follow(responses, request, resources, prepared.id, 0)
     return json_response(builder.response("queued"))
 
 
@@ -166,8 +166,7 @@ async def list_input_items(
 ) -> Response:
     """Lists the input of a response, the conversation that it continues included."""
     history, room = StoredPart("history", response_id), Room(sys.maxsize, sys.maxsize)
-    if not await read_parts(responses.store, sizes_of, {history}):
-        raise missing("stored response", response_id)
+    await responses.store.get(response_id)
     async with (
         until_disconnect(request.receive),
         expanded(responses.store, room, "input", [], {history: "response_id"}) as (messages, _),
@@ -308,7 +307,8 @@ async def _prompt(body: PromptFields, responses: OpenResponses) -> AsyncGenerato
     warn_all(body.dropped)
     service, room = responses.service, Room(MAX_MESSAGES, responses.service.admissions.max_expanded_bytes)
     async with expanded(responses.store, room, "input", body.items, _continued(body)) as (earlier, own):
-        state = service.saved_state(_state_id(body, earlier))
+        has_state = bool(earlier) and earlier[0].role == STATE_ROLE
+        state = service.saved_state(str(earlier[0].content) if has_state else body.from_state)
         new = [message for message in (*earlier, *own) if message.role != STATE_ROLE]
         if not new:
             raise bad_value("input", "there is no message: send input, or a response or conversation with messages")
@@ -319,31 +319,18 @@ async def _prompt(body: PromptFields, responses: OpenResponses) -> AsyncGenerato
         yield _Input(prompt, state, new if state is None else [ConversationMessage(STATE_ROLE, state.id), *new], own)
 
 
-def _state_id(body: PromptFields, earlier: Sequence[ConversationMessage]) -> str | None:
-    """Returns the id of the state that a body continues, either directly or through the previous response.
-
-    Raises:
-      ApiError: The body names both a state and something else to continue.
-    """
-    if body.from_state is not None:
-        for name in ("previous_response_id", "conversation"):
-            if getattr(body, name) is not None:
-                raise bad_value("from_state", f"from_state and {name} exclude each other: send one of them")
-    if earlier and earlier[0].role == STATE_ROLE:
-        return str(earlier[0].content)
-    return body.from_state
-
-
 def _continued(body: PromptFields) -> Mapping[StoredPart, str]:
     """Returns the stored parts that a response continues, and the field that names each.
 
     Raises:
-      ApiError: A response and a conversation are named.
+      ApiError: The body names several things to continue.
     """
     previous, conversation = body.previous_response_id, body.conversation_id
-    if conversation is None:
-        parts = () if previous is None else (StoredPart("history", previous), StoredPart("output", previous))
-        return dict.fromkeys(parts, "previous_response_id")
-    if previous is not None:
-        raise bad_value("conversation", "conversation and previous_response_id exclude each other: send one of them")
-    return {StoredPart("conversation", conversation): "conversation"}
+    fields = {"previous_response_id": previous, "conversation": conversation, "from_state": body.from_state}
+    named = [name for name, value in fields.items() if value is not None]
+    if len(named) > 1:
+        raise bad_value(named[-1], f"{' and '.join(named)} exclude each other: send one of them")
+    if conversation is not None:
+        return {StoredPart("conversation", conversation): "conversation"}
+    parts = () if previous is None else (StoredPart("history", previous), StoredPart("output", previous))
+    return dict.fromkeys(parts, "previous_response_id")

@@ -34,7 +34,7 @@ def database(faulty: FaultyDatabase) -> Iterator[Database]:
 
 
 def write(transaction: Transaction) -> None:
-    lease = response_table.insert(transaction, RECORD, Job("model", b"", b""), "me")
+    lease = response_table.insert(transaction, Job(RECORD, "model"), "me")
     assert isinstance(lease, Lease)
     assert response_table.append_all(transaction, [Append(lease, LogEntry(0, 0, 1, 0, 1), 0)]) == {lease}
 

@@ -85,10 +85,10 @@ async def test_a_refused_write_leaves_the_others_alone(database: Database) -> No
 
 async def test_appends_of_a_moment_take_two_statements(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of a former owner is refused alone; one that is repeated changes nothing."""
-    commits, job = commits_of(database), Job("model", b"{}", b"")
+    commits = commits_of(database)
     records = [replace(record(number), is_background=True, is_running=True) for number in range(5)]
     for each in records:
-        await commits.write(partial(response_table.insert, record=each, job=job, owner="me"), 5.0)
+        await commits.write(partial(response_table.insert, job=Job(each, "model"), owner="me"), 5.0)
     leases = [Lease("", each.id, 1, 1) for each in records]
     await commits.write(lambda each: RUNNING.seize(each, "other", "", "r3"), 5.0)
     statements: list[str] = []

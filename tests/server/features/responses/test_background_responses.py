@@ -3,7 +3,7 @@
 import pytest
 from roost.engine import TokenLogprobs
 from roost.server.constraints.tool_calls import CallPiece
-from roost.server.features.responses.background_responses import DeltaSizes
+from roost.server.features.responses.background_responses import split
 from roost.server.generation.delta import Delta, DeltaJoiner
 
 
@@ -30,8 +30,8 @@ def logprobs(*token_ids: int) -> tuple[TokenLogprobs, ...]:
     ids=["none", "texts", "log-probabilities", "calls"],
 )
 def test_joined_deltas_are_split_again(parts: list[Delta]) -> None:
-    sizes, joiner = DeltaSizes(), DeltaJoiner()
+    joiner = DeltaJoiner()
     for part in parts:
-        sizes.add(part)
         joiner.add(part)
-    assert list(sizes.split(joiner.take() if joiner else Delta(0))) == parts
+    sizes = [(len(part.token_ids), len(part.text), part.calls) for part in parts]
+    assert list(split(joiner.take() if joiner else Delta(0), sizes)) == parts

@@ -17,9 +17,9 @@ from roost.server.features.responses import conversations
 from roost.server.features.responses.conversations import Item, Turn
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
+from roost.server.features.responses.response_table import ResponseRecord
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
-from roost.server.text.chat_format import ConversationMessage
 from roost.server.text.served_model import ServedModel
 
 KEYS = Access(keys=ApiKeys(["alice:key-of-alice", "bob:key-of-bob"]))
@@ -362,7 +362,7 @@ async def test_a_response_that_is_kept_again_stays_as_it_was(client: httpx.Async
         async with store.conversations.turn(*about) as lease:
             assert lease is not None
             turn = Turn(about[0], lease, [said, output])
-            kept.append(await store.keep(about[1], output.text, b"[]", ConversationMessage("assistant", ""), turn))
+            kept.append(await store.keep(ResponseRecord("", about[1], output.text, b"[]", b"[]"), turn))
     assert kept == [outputs[0].text] * 2
     listed = (await client.get(f"{path}/items?order=asc")).json()["data"]
     assert [item["id"] for item in listed] == [said.id, outputs[0].id]

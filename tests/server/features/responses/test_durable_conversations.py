@@ -30,7 +30,6 @@ from test_durable_responses import (  # noqa: F401 - `replicas` is a fixture
     streaming,
 )
 
-JOB = Job("model", b"{}", b"\1\0\0\0", "x86")
 RECORD = ConversationRecord("", "c", 7, b"{}")
 ITEMS = [Item("msg_1", b'{"id":"msg_1"}'), Item("msg_2", b'{"id":"msg_2"}')]
 
@@ -233,9 +232,12 @@ def test_a_line_that_runs_again_takes_its_own_turn(database: Database) -> None:
 def test_a_running_response_locks_its_conversation(database: Database) -> None:
     """For any time, on whichever replica it runs."""
     written(database, conversations.insert_conversation, RECORD, [])
-    record = ResponseRecord("", "r1", b"pending", b"[]", b"[]", True, True, True)
-    job = replace(JOB, turn=Turn("c", taken(database, "r1"), ITEMS[:1]))
-    lease = written(database, response_table.insert, record, job, "owner")
+    items = conversations.pack_items(ITEMS[:1])
+    record = ResponseRecord(
+        "", "r1", b"pending", b"[]", b"[]", True, True, True, b"{}", b"\1\0\0\0", conversation="c", input_items=items
+    )
+    job = Job(record, "model", "x86", Turn("c", taken(database, "r1")))
+    lease = written(database, response_table.insert, job, "owner")
     assert written(database, lambda each: each.rows("SELECT number FROM roost_running")) == [(1,)]
     assert written(database, response_table.count_running)[0] == 1
     written(database, lambda each: each.execute("UPDATE test_clock SET now = now + ?", 2 * LEASE_S))

@@ -36,7 +36,6 @@ from roost.server.database.database import Database, dialect_of
 from roost.server.feature import Opening
 from roost.server.features.responses import response_table
 from roost.server.features.responses.adoption import AdoptionKind
-from roost.server.features.responses.adoption import adopter as adopter_of
 from roost.server.features.responses.background_responses import ResumableBuilder
 from roost.server.features.responses.checkpoint_files import CheckpointFiles
 from roost.server.features.responses.checkpointer import Checkpointer
@@ -181,7 +180,7 @@ async def replica(address: str, model: ServedModel, access: Access | None = None
     feature = OpenResponses(service, responses)
     app = create_app(service, access or Access(), features_with(service, feature))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost", timeout=30) as client:
-        adopter = adopter_of(service, responses)
+        adopter = Worker(AdoptionKind(service, responses), responses.leases)
         try:
             yield Replica(service, engine, feature, responses, client, adopter, notes.works)
         finally:
@@ -748,7 +747,7 @@ async def num_tokens_streamed(replica: Replica, count: int) -> None:
     (hand_over,) = replica.responses.streams
     stream = getattr(hand_over, "__self__", None)
     assert isinstance(stream, ResumableBuilder)
-    await until(lambda: sum(stream._sizes._num_tokens) == count)
+    await until(lambda: sum(num_tokens for num_tokens, *_ in stream._sizes) == count)
 
 
 def same(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -1175,8 +1174,8 @@ async def test_running_responses_have_a_quota(
         first.client.headers["authorization"] = "Bearer key-of-alice"
         body = {"input": "hi", "max_output_tokens": 10, "background": True}
         for name, value, text in (
-            ("MAX_RUNNING", 2, "has 2 background responses running, which is the limit"),
-            ("max_bytes", 1500, "take 0 MiB, which is the limit"),  # room for one
+            ("MAX_RUNNING", 2, "its limit of 2 background responses running, and "),
+            ("max_bytes", 1500, "and 0 MiB of them"),  # room for one
         ):
             made = [await first.created() for _ in range(2 if name == "MAX_RUNNING" else 1)]
             with monkeypatch.context() as patches:

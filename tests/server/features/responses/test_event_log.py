@@ -36,8 +36,8 @@ class Log:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.events: list[bytes] = []
-        job = Job("model", b"{}", b"")
-        self.lease: Lease = database.run_now(lambda each: response_table.insert(each, RECORD, job, "a"), writes=True)
+        job = Job(RECORD, "model")
+        self.lease: Lease = database.run_now(lambda each: response_table.insert(each, job, "a"), writes=True)
 
     def append(self, *events: bytes) -> None:
         entry = LogEntry(self._num_entries(), len(self.events), len(events), 0, 0, b"", b"".join(events))
@@ -52,7 +52,7 @@ class Log:
         self.events.append(b"end\n\n")
 
     def _num_entries(self) -> int:
-        return self.database.run_now(lambda each: event_log.end_of_log(each, KEY)).num_entries
+        return self.database.run_now(lambda each: event_log.last_entry(each, KEY)).number + 1
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ async def database(address: str) -> AsyncIterator[Database]:
 
 
 def followers_of(database: Database) -> LogFollowers:
-    return LogFollowers(database, lambda _: None)
+    return LogFollowers(database, lambda _: asyncio.Event())
 
 
 async def rest(follower: AsyncGenerator[bytes | None]) -> list[bytes]:

@@ -1,7 +1,6 @@
 """Statements on responses: writes of former owners, quotas, deletions, and plans, on both databases."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ from roost.server.database.errors import FencedError
 from roost.server.database.group_commit import run_each
 from roost.server.features.responses import conversations, event_log, expansion, response_table
 from roost.server.features.responses.conversations import CONVERSATIONS, RUNNING, TURN, Item, Turn
-from roost.server.features.responses.event_log import LogEnd, LogEntry
+from roost.server.features.responses.event_log import BEFORE_FIRST, LogEntry
 from roost.server.features.responses.expansion import StoredPart
 from roost.server.features.responses.response_table import RESPONSES, Adoption, Append, Job, ResponseRecord
 from roost.server.storage.claims import Claimant, Places
@@ -27,8 +26,6 @@ INDEXES = {
     *(f"roost_running{end}" for end in ("", "_due", "_owners", "_pkey")),
 }
 """Running responses, and their indexes."""
-
-JOB = Job("model", b"{}", b"\1\0\0\0", "x86")
 
 
 @pytest.fixture
@@ -44,8 +41,11 @@ def run(database: Database) -> Callable[..., Any]:
     return lambda work, *arguments: database.run_now(lambda each: work(each, *arguments), writes=True)
 
 
-def running(name: str, tenant: str = "") -> ResponseRecord:
-    return ResponseRecord(tenant, name, b"pending", b"[]", b"[]", True, True, True)
+def running(name: str, tenant: str = "", *, is_streamed: bool = True) -> Job:
+    record = ResponseRecord(
+        tenant, name, b"pending", b"[]", b"[]", True, is_streamed, is_running=True, request=b"{}", prompt=b"\1\0\0\0"
+    )
+    return Job(record, "model", "x86")
 
 
 def entry(number: int, text: bytes = b"x") -> LogEntry:
@@ -67,13 +67,13 @@ def test_an_owner_that_was_stopped_past_its_lease_writes_nothing(run: Callable[.
         tables = ("roost_responses", "roost_events", RUNNING.name)
         return [run(Transaction.rows, f"SELECT * FROM {table}") for table in tables]
 
-    lease = run(response_table.insert, running("r"), JOB, "stopped")
+    lease = run(response_table.insert, running("r"), "stopped")
     assert run(response_table.append_all, [Append(lease, entry(0), 6, "x86")]) == {lease}
     run(response_table.set_checkpoint, lease, "state-1")
     pass_time(run, LEASE_S + 1)
     (adoption,) = claimed(run, "x86")
-    assert (adoption.claim.num_deaths, adoption.log, adoption.engine) == (1, LogEnd(1, 1, 1, 6), "x86")
-    assert adoption.checkpoint == "state-1"
+    assert (adoption.claim.num_deaths, adoption.claim.num_bytes, adoption.engine) == (1, 6, "x86")
+    assert (adoption.last, adoption.record.checkpoint) == (LogEntry(0, 0, 1, 0, 1), "state-1")
     before = rows()
     assert run(response_table.append_all, [Append(lease, entry(1), 12, "x86")]) == set()
     with pytest.raises(FencedError):
@@ -94,7 +94,7 @@ def test_engines_continue_exactly_what_they_have_decoded(run: Callable[..., Any]
         (adoption,) = claimed(run, engine)
         return adoption
 
-    lease = run(response_table.insert, running("r"), JOB, "a")
+    lease = run(response_table.insert, running("r"), "a")
     run(response_table.append_all, [Append(lease, LogEntry(0, 0, 1, 0, 0, events=b"opening"), 7)])
     adoption = adopted("arm")
     assert adoption.engine == "arm"
@@ -108,25 +108,25 @@ def test_engines_continue_exactly_what_they_have_decoded(run: Callable[..., Any]
 
 def test_a_repeated_write_changes_nothing(run: Callable[..., Any]) -> None:
     """A write is repeated if the database goes away between its commit and the news of it."""
-    lease = run(response_table.insert, running("r"), JOB, "a")
-    assert run(response_table.insert, running("r"), JOB, "a") == lease
+    lease = run(response_table.insert, running("r"), "a")
+    assert run(response_table.insert, running("r"), "a") == lease
     for _ in range(2):
         run(response_table.append_all, [Append(lease, entry(0), 6)])
     assert [each.number for each in run(event_log.new_entries, ("", "r"), 0)[0]] == [0]
 
 
 def test_tenants_are_apart(run: Callable[..., Any]) -> None:
-    run(response_table.insert, running("r", "mine"), JOB, "a")
+    run(response_table.insert, running("r", "mine"), "a")
     assert run(RUNNING.seize, "b", "other", "r") is None
     assert run(response_table.delete, "other", "r") is False
-    run(response_table.insert, running("r", "my"), JOB, "a", entry(0))
+    run(response_table.insert, running("r", "my"), "a", entry(0))
     assert run(event_log.new_entries, ("mine", "r"), 0)[0] == []
     assert run(event_log.new_entries, ("other", "r"), 0) == ([], False)
 
 
 def test_a_stream_is_followed_from_any_event(run: Callable[..., Any]) -> None:
-    lease = run(response_table.insert, running("r"), JOB, "a")
-    assert run(event_log.end_of_log, ("", "r")) == LogEnd()
+    lease = run(response_table.insert, running("r"), "a")
+    assert run(event_log.last_entry, ("", "r")) == BEFORE_FIRST
     assert run(event_log.entry_of, ("", "r"), 0) == 0
     for each, size in (
         (LogEntry(0, 0, 2, 0, 0, b"", b"ab"), 2),
@@ -135,7 +135,7 @@ def test_a_stream_is_followed_from_any_event(run: Callable[..., Any]) -> None:
     ):
         run(response_table.append_all, [Append(lease, each, size)])
     assert [run(event_log.entry_of, ("", "r"), n) for n in range(5)] == [0, 0, 2, 3, 3]
-    assert run(event_log.end_of_log, ("", "r")) == LogEnd(3, 3, 4)
+    assert run(event_log.last_entry, ("", "r")) == LogEntry(2, 2, 1, 3, 1)
     texts = [b"".join(each.events for each in run(event_log.new_entries, ("", "r"), n)[0]) for n in range(4)]
     assert texts == [b"abc", b"c", b"c", b""]
     assert run(event_log.new_entries, ("", "r"), 3) == ([], True)
@@ -145,21 +145,21 @@ def test_a_stream_is_followed_from_any_event(run: Callable[..., Any]) -> None:
 
 
 def test_bytes_of_a_log_are_counted_by_its_appends(run: Callable[..., Any]) -> None:
-    lease = run(response_table.insert, running("r"), JOB, "first")
+    lease = run(response_table.insert, running("r"), "first")
     run(response_table.append_all, [Append(lease, LogEntry(0, 0, 1, 0, 1, b"de", b"event"), 7)])
-    own = len(b"pending") + len(b"[]") * 2 + len(JOB.request) + len(JOB.prompt)
+    own = len(b"pending") + len(b"[]") * 2 + len(b"{}") + 4
     assert run(response_table.running_of, "") == (1, own + 7)
     assert run(response_table.running_of, "other") == (0, 0)
     pass_time(run, LEASE_S + 1)
     (adoption,) = claimed(run)
-    assert adoption.log.num_bytes == 7
+    assert adoption.claim.num_bytes == 7
     run(response_table.end, adoption.claim.lease, LogEntry(1, 1, 1, 1, 0, b"", b"end"), b"done", b"[1]", 10)
     assert run(Transaction.rows, "SELECT num_bytes FROM roost_responses") == [(len(b"done[]") + len(b"[1]") + 10,)]
     assert run(response_table.running_of, "") == (0, 0)
 
 
 def test_the_log_of_what_is_no_stream_goes_with_its_end(run: Callable[..., Any]) -> None:
-    lease = run(response_table.insert, replace(running("r"), is_streamed=False), JOB, "first")
+    lease = run(response_table.insert, running("r", is_streamed=False), "first")
     run(response_table.append_all, [Append(lease, LogEntry(0, 0, 1, 0, 1, b"delta", b""), 5)])
     run(response_table.end, lease, LogEntry(1, 1, 1, 1, 0), b"done", b"[1]", 5)
     assert run(event_log.new_entries, ("", "r"), 0)[0] == []
@@ -172,7 +172,7 @@ def test_the_oldest_of_a_tenant_expire(run: Callable[..., Any]) -> None:
         run(response_table.put, ResponseRecord("much", name, bytes(1000), b"", b""))
         pass_time(run, 10.0)
     run(response_table.put, ResponseRecord("little", "x", bytes(1000), b"", b""))
-    run(response_table.insert, running("r9", "much"), JOB, "a")
+    run(response_table.insert, running("r9", "much"), "a")
 
     def expire(max_age_s: float, *bounds: int) -> list[str]:
         found = run(response_table.expired, Bounds(*bounds), max_age_s)
@@ -190,7 +190,7 @@ def test_the_oldest_of_a_tenant_expire(run: Callable[..., Any]) -> None:
 
 
 def test_what_nobody_adopts_is_counted_and_expires(run: Callable[..., Any]) -> None:
-    leases = [run(response_table.insert, running(f"r{number}"), JOB, "a") for number in range(3)]
+    leases = [run(response_table.insert, running(f"r{number}"), "a") for number in range(3)]
     run(RUNNING.release, leases[:1])
     assert run(response_table.count_running) == (3, 1)
     pass_time(run, 70.0)
@@ -228,8 +228,8 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     ),
     "take": (partial(conversations.take_turn, tenant="t1", conversation="r1", response="r", owner="b"), set()),
     "end a turn": (lambda e: run_each(e, [partial(conversations.end_turn, turn=ENDED)]), set()),
-    "sizes of what bodies name": (partial(expansion.sizes_of, tenant="t1", parts=PARTS), set()),
-    "contents of what bodies name": (partial(expansion.contents_of, tenant="t1", parts=PARTS), set()),
+    "sizes of what bodies name": (partial(expansion.found_parts, tenant="t1", parts=PARTS, are_sizes=True), set()),
+    "contents of what bodies name": (partial(expansion.found_parts, tenant="t1", parts=PARTS, are_sizes=False), set()),
     **{
         f"list {spec}": (partial(conversations.list_items, tenant="t1", conversation="r1", spec=spec), set())
         for spec in (PageSpec(2), PageSpec(2, "i", newest_first=True))
@@ -240,7 +240,6 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     "new entries": (partial(event_log.new_entries, name=("t1", "r1681"), place=0), set()),
     "kept events": (partial(event_log.kept_events, name=("t1", "r1681")), set()),
     "entry of an event": (partial(event_log.entry_of, name=("t1", "r1681"), event=1), set()),
-    "deltas": (partial(event_log.deltas, name=("t1", "r1681"), place=0), set()),
     "make room": (partial(response_table.make_room, tenant="t1", bounds=Bounds()), set()),
 }
 """Statements, and the indexes of running responses that they may read from end to end."""

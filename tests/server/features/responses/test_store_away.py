@@ -20,7 +20,7 @@ from roost.server.database.database import Database, Lane, Transaction
 from roost.server.database.dialects import Sqlite
 from roost.server.database.errors import StoreUnavailableError, WriteTooLargeError
 from roost.server.errors.request_errors import WARNINGS_HEADER
-from roost.server.features.responses.adoption import adopter as adopter_of
+from roost.server.features.responses.adoption import AdoptionKind
 from roost.server.features.responses.conversations import CONVERSATIONS
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
@@ -120,7 +120,7 @@ async def serving(path: str, model: ServedModel, patch: pytest.MonkeyPatch) -> A
     feature = OpenResponses(service, responses)
     app = create_app(service, features=features_with(service, feature))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost", timeout=60) as client:
-        adopter = adopter_of(service, responses)
+        adopter = Worker(AdoptionKind(service, responses), responses.leases)
         yield Server(dialect, engine, feature, responses, usage, client, app, adopter, patch)
     dialect.is_away = False
     await responses.close()
