@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Final
 
 from ....engine import Replay, Snapshot, ids_in
@@ -13,10 +14,11 @@ from ...generation.admission import admission, stored_json
 from ...generation.prompts import Prompt
 from ...generation.service import Service
 from ...observability.request_metrics import observed
-from ...storage.claims import Places
+from ...storage.claims import Claimant, Places
 from ...storage.work import SUSPECT_DEATHS, Lease
 from ...storage.worker import WorkKind
 from ...tenants import tenant
+from . import event_log, response_table
 from .background_responses import BackgroundRun, end_early
 from .body import ResponseBody, generation_spec
 from .builder import ResponsesBuilder
@@ -70,8 +72,12 @@ class AdoptionKind(WorkKind[Adoption]):
 
     async def claim(self, places: Places) -> Sequence[Adoption]:
         self._may_claim = False
-        service = self._service
-        return await self._responses.claim(service.model.identity, places, service.engine_identity)
+        service, responses = self._service, self._responses
+        engine, reserved_s = service.engine_identity, responses.adopt_after_s
+        claimant = Claimant(responses.leases.owner, service.model.identity, engine, reserved_s)
+        adoptions = await responses.leases.write(lambda each: response_table.claim(each, claimant, places))
+        responses.stats.adoptions += len(adoptions)
+        return adoptions
 
     def stop(self, lease: Lease, task: asyncio.Task[None] | None) -> None:
         """Aborts the generation, which then finds out that its log has another owner."""
@@ -82,8 +88,9 @@ class AdoptionKind(WorkKind[Adoption]):
             self._service.tracked.abort(lease.id)
 
     async def look(self, running: Collection[Adoption]) -> bool:
-        self._may_claim = True
-        await self._responses.note_running()
+        self._may_claim, stats = True, self._responses.stats
+        stats.unattended = self._responses.leases.num_strays
+        stats.running, stats.orphaned = await self._responses.database.run(response_table.count_running)
         return True
 
     async def clean(self) -> None:
@@ -151,7 +158,11 @@ class AdoptionKind(WorkKind[Adoption]):
             return ResponseBody.model_validate(stored_json(request)), Prompt(ids_in(prompt_ids), is_chat=True)
 
         body, prompt = await own.run(parse, is_long=True)
-        packed = await self._responses.deltas(adoption)
+        packed, place = list[bytes](), 0  # the log is complete: its former owners cannot write to it any more
+        read = partial(event_log.new_entries, name=log.lease.name)
+        while some := (await self._responses.database.run(partial(read, place=place)))[0]:
+            packed += [entry.delta for entry in some if entry.delta]
+            place = some[-1].number + 1
         deltas = await own.run(lambda: [unpack_delta(each) for each in packed], is_long=True)
         generated = tuple(token_id for delta in deltas for token_id in delta.token_ids)
         pending = stored_json(record.response)

@@ -149,9 +149,6 @@ _ECHOED: Final = (
 )
 """Fields of the body that a response repeats."""
 
-_SHOWN: Final = ("name", "description", "parameters", "strict")
-"""Fields of a tool that a response repeats."""
-
 NO_OUTPUT: Final = ConversationMessage("assistant", "")
 
 
@@ -300,9 +297,7 @@ class ResponsesBuilder(ResponseBuilder):
             "temperature": params.temperature if body.temperature is None else body.temperature,
             "text": {"format": body.text.format.described()},
             "tool_choice": body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
-            "tools": [
-                {"type": "function", **{name: getattr(tool, name) for name in _SHOWN}} for tool in body.functions
-            ],
+            "tools": [dict(tool) for tool in body.functions],
             "top_logprobs": body.top_logprobs or 0,
             "top_p": params.top_p if body.top_p is None else body.top_p,
             "usage": None,

@@ -51,7 +51,6 @@ class Checkpointer:
     max_bytes_per_s: float
     evacuation_s: float
     observers: Sequence[Observer] = ()
-    _taken_at: dict[ResponseLog, float] = field(default_factory=dict, init=False)
     _task: asyncio.Task[None] | None = field(default=None, init=False)
 
     def start(self) -> None:
@@ -102,13 +101,11 @@ class Checkpointer:
 
     async def _look(self) -> None:
         """Takes checkpoints that are due, oldest first, within the limit of bytes per second."""
-        now, logs = time.monotonic(), self._exact_logs()
-        self._taken_at = {log: self._taken_at.get(log, now) for log in logs}
-        for log in sorted(logs, key=self._taken_at.__getitem__):
+        for log in sorted(self._exact_logs(), key=lambda log: log.checkpointed_at):
             start = time.monotonic()
-            if start - self._taken_at[log] < self.interval_s:
+            if start - log.checkpointed_at < self.interval_s:
                 return
-            self._taken_at[log] = start
+            log.checkpointed_at = start
             num_bytes = await self._take(log)
             await asyncio.sleep(max(num_bytes / self.max_bytes_per_s - (time.monotonic() - start), 0))
 

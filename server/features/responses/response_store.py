@@ -6,6 +6,7 @@ only data that clients may fetch or follow.
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,6 @@ from ...generation.admission import admission, stored_json
 from ...generation.delta import Delta
 from ...http.responses import to_json
 from ...storage import objects
-from ...storage.claims import Claimant, Places
 from ...storage.objects import MAX_REMOVED, Bounds, Name, TenantObjects
 from ...storage.work import Lease
 from ...storage.worker import Leases
@@ -34,7 +34,7 @@ from .collector import StoreStats
 from .conversations import CONVERSATIONS, RUNNING, Addition, ConversationStore, Turn, load_of
 from .event_log import LogEntry, LogFollowers, pack_delta
 from .input_items import output_items
-from .response_table import RESPONSE_ID, RESPONSES, Adoption, Append, Job, ResponseRecord, pack, run_all
+from .response_table import RESPONSE_ID, RESPONSES, Append, Job, ResponseRecord, pack, run_all
 
 _MAX_KEPT: Final = 4 * 2**20
 _MIN_KEPT: Final = 64 * 2**10
@@ -73,7 +73,7 @@ class ResponseStore(TenantObjects[ResponseRecord]):
       tasks: Tasks that generate responses in the background, by tenant and id.
       logs: Logs of the responses that this replica owns, by tenant and id.
       followers: Followers of logs, whichever replica writes them.
-      bounds: See the argument.
+      adopt_after_s, bounds: See the arguments.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         self.logs: dict[Name, ResponseLog] = {}
         database.probe = response_table.probe
         self._retention_s = retention_s
-        self._adopt_after_s = adopt_after_s
+        self.adopt_after_s = adopt_after_s
         self.followers = LogFollowers(database, self._changed)
 
     def _changed(self, name: Name) -> asyncio.Event:
@@ -156,36 +156,6 @@ class ResponseStore(TenantObjects[ResponseRecord]):
             text = "%d of %d streams cannot be continued by other replicas: %s"
             _logger.warning(text, len(failures), len(streams), failures[0])
 
-    async def claim(self, model: str, places: Places, engine: str | None) -> Sequence[Adoption]:
-        """Adopts responses without a live owner.
-
-        Args:
-          model: Identity of the served model.
-          places: Room for responses.
-          engine: Identity of the engine; None if it cannot continue responses exactly.
-        """
-        claimant = Claimant(self.leases.owner, model, engine, self._adopt_after_s)
-        adoptions = await self.leases.write(lambda each: response_table.claim(each, claimant, places))
-        self.stats.adoptions += len(adoptions)
-        return adoptions
-
-    async def deltas(self, adoption: Adoption) -> list[bytes]:
-        """Returns the packed deltas in the log of an adopted response. Its former owners cannot write to it any more.
-
-        Raises:
-          StoreUnavailableError: The database is unavailable.
-        """
-        name, found, place = adoption.claim.lease.name, list[bytes](), 0
-        while some := (await self.database.run(partial(event_log.new_entries, name=name, place=place)))[0]:
-            found += [entry.delta for entry in some if entry.delta]
-            place = some[-1].number + 1
-        return found
-
-    async def note_running(self) -> None:
-        """Counts running responses for metrics."""
-        self.stats.unattended = self.leases.num_strays
-        self.stats.running, self.stats.orphaned = await self.database.run(response_table.count_running)
-
     async def expire(self) -> None:
         """Deletes responses and conversations beyond the limits, and checkpoint files that no response refers to."""
         for find, delete in (
@@ -225,6 +195,7 @@ class ResponseLog:
       checkpoint: Name of the latest checkpoint in the database; None if there is none.
       is_left: Whether only other replicas append to the log.
       is_lost: Whether this replica is known to be no longer the owner.
+      checkpointed_at: Time of its latest checkpoint, or when this replica began to own it.
       num_committed: Number of tokens in the database.
       changed: Event that the next commit, or the end of the log, sets.
     """
@@ -238,6 +209,7 @@ class ResponseLog:
     checkpoint: str | None = None
     is_left: bool = False
     is_lost: bool = field(default=False, init=False)
+    checkpointed_at: float = field(default_factory=time.monotonic, init=False)
     num_committed: int = field(init=False)
     changed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _kept: deque[tuple[int, int]] = field(default_factory=deque, init=False)
