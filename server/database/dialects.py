@@ -3,43 +3,26 @@
 import os
 import sqlite3
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final
 
 from .errors import StoreFullError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    import psycopg
 
 CONNECT_TIMEOUT_S: Final = 3
 STATEMENT_TIMEOUT_S: Final = 5
 """Maximum seconds of a statement, including waiting for locks."""
 
 
-@runtime_checkable
-class Cursor(Protocol):
-    """Result of a statement."""
+type Cursor = "sqlite3.Cursor | psycopg.Cursor[Any]"
+"""Result of a statement. SQLite computes each row when it is fetched."""
 
-    @property
-    def rowcount(self) -> int:
-        """Number of rows that the statement has changed."""
-
-    def fetchall(self) -> list[tuple[Any, ...]]:
-        """Returns all rows."""
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """Yields the rows. SQLite computes each row when it is fetched."""
-
-
-@runtime_checkable
-class Connection(Protocol):
-    """Connection to a database, in autocommit mode."""
-
-    def execute(self, sql: Any, values: Any = (), /) -> Cursor:
-        """Runs one statement."""
-
-    def close(self) -> None:
-        """Closes the connection, which rolls back its transaction."""
-
+type Connection = "sqlite3.Connection | psycopg.Connection[Any]"
+"""Connection to a database, in autocommit mode. Closing it rolls back its transaction."""
 
 LEASE_S: Final = 15.0
 """Seconds after its last renewal at which a lease ends, so that other processes may claim the work."""

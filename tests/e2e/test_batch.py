@@ -10,7 +10,7 @@ import orjson
 import pytest
 from roost.server.features.batches.command.line_files import InputFile, open_input, open_output
 from roost.server.features.batches.command.local_backend import LocalBatch
-from roost.server.features.batches.command.run import BatchRun, Counts
+from roost.server.features.batches.command.run import BatchProgress, BatchRun
 from roost.server.settings import load_settings
 from server_process import API_KEY, MAX_QUEUE, PROGRAM, SHAPES, ServerProcess, run_here, start
 from shared_programs import compiled_once
@@ -85,11 +85,11 @@ async def test_lines_run_on_a_model_in_this_process(tiny_config: Path, tmp_path:
     assert contents(whole) == contents(half)
 
 
-async def run(backend: LocalBatch, source: InputFile, path: Path) -> Counts:
+async def run(backend: LocalBatch, source: InputFile, path: Path) -> BatchProgress:
     with open_output(path, source.index) as output:
-        batch = BatchRun(backend, source, output, lambda: False, lambda counts: None)
+        batch = BatchRun(backend, source, output, lambda: False)
         await batch.run()
-        return batch.counts
+        return batch.progress
 
 
 def test_a_server_runs_more_lines_than_it_takes_at_a_time(server: ServerProcess, tmp_path: Path) -> None:

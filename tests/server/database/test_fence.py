@@ -12,7 +12,6 @@ from databases import PostgresqlServer, drop_tables, opened
 from fake_server import until
 from roost.server.database.address import StoreAddress
 from roost.server.database.database import Database, Lane, Transaction, dialect_of, open_database
-from roost.server.database.dialects import Connection, Cursor
 from roost.server.database.errors import StoreOutdatedError, StoreUnusableError
 from roost.server.database.group_commit import GroupCommit
 from roost.server.database.postgresql import Postgresql
@@ -161,11 +160,11 @@ class Counting(Postgresql):
 
     messages: list[str]
 
-    def connect(self) -> Connection:
+    def connect(self) -> Any:
         connection, messages = super().connect(), self.messages
 
         class Counted:
-            def execute(self, sql: Any, values: Any = (), /) -> Cursor:
+            def execute(self, sql: Any, values: Any = (), /) -> Any:
                 messages.append(sql)
                 return connection.execute(sql, values)
 

@@ -1,8 +1,8 @@
-"""Backends that respond to the lines of a batch: their interface, and the one of servers with OpenAI's API."""
+"""Batch backend of servers with OpenAI's API. `LocalBatch` has the same methods."""
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 import orjson
 
@@ -13,34 +13,6 @@ from ..batch_lines import BatchLine
 
 class NoResponseError(Exception):
     """No server has responded to a line. The line should be sent again."""
-
-
-@runtime_checkable
-class BatchBackend(Protocol):
-    """Responds to lines. Its coroutines run in one event loop."""
-
-    @property
-    def concurrency(self) -> int:
-        """Number of lines to send at the same time; known once it has started."""
-
-    async def start(self) -> None:
-        """Prepares the backend.
-
-        Raises:
-          CommandError: No server can be reached.
-          RoostError: The model cannot be loaded.
-        """
-
-    async def send(self, line: BatchLine) -> Response:
-        """Returns the response to a line, with its whole body.
-
-        Raises:
-          NoResponseError: No response arrived. Sending the line again may succeed.
-          CommandError: No further line will get a response.
-        """
-
-    async def close(self) -> None:
-        """Releases the backend's resources."""
 
 
 _TIMEOUT_S: Final = 24 * 3600.0
@@ -82,7 +54,11 @@ class ServerBatch:
         self._servers = [_Server(address, api_key) for address in addresses]
 
     async def start(self) -> None:
-        """Requests the servers' models, to find a wrong key or address early. At least one server must respond."""
+        """Requests the servers' models, to find a wrong key or address early.
+
+        Raises:
+          CommandError: No server responds, or they refuse the key.
+        """
         models = [first_model(server.client) for server in self._servers]
         results = await asyncio.gather(*models, return_exceptions=True)
         errors = [result for result in results if isinstance(result, BaseException)]
@@ -90,6 +66,12 @@ class ServerBatch:
             raise errors[0]
 
     async def send(self, line: BatchLine) -> Response:
+        """Returns the response to a line, with its whole body.
+
+        Raises:
+          NoResponseError: No response arrived. Sending the line again may succeed.
+          CommandError: No further line will get a response.
+        """
         now = asyncio.get_running_loop().time
         server = min(self._servers, key=lambda each: (each.away_until > now(), each.num_open))
         server.num_open += 1
@@ -105,5 +87,6 @@ class ServerBatch:
         return response
 
     async def close(self) -> None:
+        """Closes all connections."""
         for server in self._servers:
             await server.client.close()

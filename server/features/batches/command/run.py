@@ -4,8 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import orjson
 from rich.console import Console
@@ -16,9 +15,15 @@ from ....settings import SettingsError, load_settings
 from ....terminal.exits import FAILURE_STATUS, INTERRUPTED_STATUS, CommandError, Signals
 from ....terminal.text import print_status
 from ..batch_lines import BatchLine, LineError, LineResult, error_result, line_id, response_result
-from .backends import BatchBackend, NoResponseError, ServerBatch
+from .backends import NoResponseError, ServerBatch
 from .line_files import InputFile, OutputFile, open_input, open_output
 from .options import BatchOptions
+
+if TYPE_CHECKING:
+    from .local_backend import LocalBatch
+
+type BatchBackend = "ServerBatch | LocalBatch"
+"""Responds to lines. Both have the same methods, whose coroutines run in one event loop."""
 
 _CONCURRENCY: Final = 64
 """Default number of lines that each server works on at the same time. Servers refuse lines if they have no room."""
@@ -64,8 +69,8 @@ def batch(options: BatchOptions) -> int:
             if num_done:
                 print_status(f"{options.output} has {num_done:,} of {len(source.index):,} lines already")
             if num_done < len(source.index):
-                counts = asyncio.run(_run(_backend(options, signals), source, output, signals))
-                status = FAILURE_STATUS if 0 < counts.num_lines == counts.num_failed else 0
+                progress = asyncio.run(_run(_backend(options, signals), source, output, signals))
+                status = FAILURE_STATUS if 0 < progress.num_lines == progress.num_failed else 0
             output.save()
             num_left = int((~output.is_done).sum())
             if num_left:
@@ -90,34 +95,14 @@ def _backend(options: BatchOptions, signals: Signals) -> BatchBackend:
     return ServerBatch(addresses, options.api_key, options.concurrency or _CONCURRENCY)
 
 
-@dataclass(slots=True)
-class Counts:
-    """Totals of a run so far.
+class BatchProgress:
+    """Totals of a run so far, which are shown with tokens per second and the time left.
 
     Attributes:
       num_lines: Number of lines that have ended.
       num_failed: Number of these lines that ended with an error.
       prompt_tokens: Total prompt tokens.
       generated_tokens: Total generated tokens.
-    """
-
-    num_lines: int = 0
-    num_failed: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-
-    def add(self, result: LineResult) -> None:
-        """Counts the result of a line."""
-        self.num_lines += 1
-        self.num_failed += result.is_failed
-        self.prompt_tokens += result.usage.input
-        self.generated_tokens += result.usage.output
-
-
-class BatchProgress:
-    """Shows lines, tokens per second and the time left.
-
-    Attributes:
       bar: Bar of a terminal, which is shown during its `with` block.
 
     Args:
@@ -126,6 +111,7 @@ class BatchProgress:
     """
 
     def __init__(self, total: int, num_done: int) -> None:
+        self.num_lines = self.num_failed = self.prompt_tokens = self.generated_tokens = 0
         self._total = total
         self._num_done = num_done
         self._began = self._shown_at = time.monotonic()
@@ -133,38 +119,42 @@ class BatchProgress:
         self.bar = Progress(console=console, auto_refresh=False, transient=True, disable=not console.is_terminal)
         self._task = self.bar.add_task("batch", total=total, completed=num_done)
 
-    def show(self, counts: Counts) -> None:
-        """Shows the progress, at most once per interval."""
+    def add(self, result: LineResult) -> None:
+        """Counts the result of a line, and shows the progress, at most once per interval."""
+        self.num_lines += 1
+        self.num_failed += result.is_failed
+        self.prompt_tokens += result.usage.input
+        self.generated_tokens += result.usage.output
         now = time.monotonic()
         if now - self._shown_at < (_LINE_S if self.bar.disable else _DRAW_S):
             return
         self._shown_at = now
-        done = self._num_done + counts.num_lines
-        text = f"{done:,} of {self._total:,} lines, {self._speed(counts):,.0f} tokens per second"
+        done = self._num_done + self.num_lines
+        text = f"{done:,} of {self._total:,} lines, {self._speed:,.0f} tokens per second"
         if self.bar.disable:
             print_status(text)
         else:
             self.bar.update(self._task, completed=done, description=text, refresh=True)
 
-    def summary(self, counts: Counts) -> str:
+    def summary(self) -> str:
         """Returns a line about a run that has ended."""
-        failed = f", {counts.num_failed:,} of them with errors" if counts.num_failed else ""
-        tokens = f"{counts.prompt_tokens:,} prompt tokens and {counts.generated_tokens:,} generated"
-        return f"{counts.num_lines:,} lines{failed}; {tokens}, {self._speed(counts):,.0f} per second"
+        failed = f", {self.num_failed:,} of them with errors" if self.num_failed else ""
+        tokens = f"{self.prompt_tokens:,} prompt tokens and {self.generated_tokens:,} generated"
+        return f"{self.num_lines:,} lines{failed}; {tokens}, {self._speed:,.0f} per second"
 
-    def _speed(self, counts: Counts) -> float:
-        return counts.generated_tokens / max(time.monotonic() - self._began, 1e-3)
+    @property
+    def _speed(self) -> float:
+        return self.generated_tokens / max(time.monotonic() - self._began, 1e-3)
 
 
-async def _run(backend: BatchBackend, source: InputFile, output: OutputFile, signals: Signals) -> Counts:
+async def _run(backend: BatchBackend, source: InputFile, output: OutputFile, signals: Signals) -> BatchProgress:
     try:
         await backend.start()
-        progress = BatchProgress(len(source.index), int(output.is_done.sum()))
-        run = BatchRun(backend, source, output, lambda: signals.first is not None, progress.show)
-        with progress.bar:
+        run = BatchRun(backend, source, output, lambda: signals.first is not None)
+        with run.progress.bar:
             await run.run()
-        print_status(progress.summary(run.counts))
-        return run.counts
+        print_status(run.progress.summary())
+        return run.progress
     finally:
         await backend.close()
 
@@ -173,14 +163,13 @@ class BatchRun:
     """One run over the unfinished lines.
 
     Attributes:
-      counts: Totals of the run so far.
+      progress: Totals of the run so far.
 
     Args:
-      backend: BatchBackend that has started.
+      backend: Backend that has started.
       source: File of the requests.
       output: File to which the output line of each request is written.
       is_stopping: Returns whether no more lines should be sent.
-      on_end: Called after each line that has ended.
       give_up_s: Seconds without any response after which the run ends.
     """
 
@@ -190,19 +179,17 @@ class BatchRun:
         source: InputFile,
         output: OutputFile,
         is_stopping: Callable[[], bool],
-        on_end: Callable[[Counts], None],
         give_up_s: float = _GIVE_UP_S,
     ) -> None:
-        self.counts = Counts()
+        self.progress = BatchProgress(len(source.index), int(output.is_done.sum()))
         self._backend = backend
         self._source = source
         self._lines = source.lines(output.is_done)
         self._output = output
         self._is_stopping = is_stopping
-        self._on_end = on_end
         self._give_up_s = give_up_s
         self._num_open = 0
-        self._heard_at = 0.0
+        self._heard_at = time.monotonic()
 
     async def run(self) -> None:
         """Sends all lines, and returns when they have ended. Once `is_stopping`, only lines already sent are awaited.
@@ -210,7 +197,6 @@ class BatchRun:
         Raises:
           CommandError: The servers stopped responding, or the output cannot be written.
         """
-        self._heard_at = asyncio.get_running_loop().time()
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._backend.concurrency):
@@ -239,7 +225,7 @@ class BatchRun:
           CommandError: No line got any response for too long.
         """
         pause_s = _FIRST_PAUSE_S
-        while True:
+        while not self._is_stopping():
             wait_s = random.uniform(0.5, 1.0) * pause_s
             try:
                 response = await self._send(line)
@@ -248,9 +234,9 @@ class BatchRun:
                 wait_s = _retry_after_s(response, wait_s)
             except NoResponseError as error:
                 self._check_hope(error)
-            if not await self._pause(wait_s):
-                return None
+            await self._pause(wait_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        return None
 
     async def _send(self, line: BatchLine) -> Response:
         self._num_open += 1
@@ -258,28 +244,25 @@ class BatchRun:
             response = await self._backend.send(line)
         finally:
             self._num_open -= 1
-        self._heard_at = asyncio.get_running_loop().time()
+        self._heard_at = time.monotonic()
         return response
 
     def _check_hope(self, error: NoResponseError) -> None:
         """Ends the run if no server responds and none works on a line. A line may take longer than any limit."""
-        if not self._num_open and asyncio.get_running_loop().time() - self._heard_at > self._give_up_s:
+        if not self._num_open and time.monotonic() - self._heard_at > self._give_up_s:
             raise CommandError(f"no response for {self._give_up_s:g} s ({error}); run the same command to continue")
 
-    async def _pause(self, seconds: float) -> bool:
-        """Waits, unless the run is stopped; returns False if it is stopped."""
-        now = asyncio.get_running_loop().time
-        end = now() + min(seconds, _LONGEST_PAUSE_S)
-        while not self._is_stopping():
-            if (left := end - now()) <= 0:
-                return True
+    async def _pause(self, seconds: float) -> None:
+        """Waits, unless the run is stopped."""
+        end = time.monotonic() + min(seconds, _LONGEST_PAUSE_S)
+        while (left := end - time.monotonic()) > 0:
+            if self._is_stopping():
+                return
             await asyncio.sleep(min(left, _TICK_S))
-        return False
 
     def _end(self, place: int, result: LineResult) -> None:
         self._output.append(place, result.line)
-        self.counts.add(result)
-        self._on_end(self.counts)
+        self.progress.add(result)
 
 
 def _retry_after_s(response: Response, default_s: float) -> float:

@@ -19,7 +19,7 @@ from roost.server.features.batches import batch_lines
 from roost.server.features.batches.batch_lines import BatchLine
 from roost.server.features.batches.command.backends import NoResponseError
 from roost.server.features.batches.command.line_files import InputFile, open_input, open_output
-from roost.server.features.batches.command.run import BatchRun, Counts
+from roost.server.features.batches.command.run import BatchProgress, BatchRun
 from roost.server.terminal.exits import CommandError
 from typer.testing import CliRunner
 
@@ -93,17 +93,18 @@ class Echo:
 
 async def run(
     backend: Any, source: InputFile, path: Path, is_stopping: Callable[[], bool] = lambda: False, **limits: float
-) -> Counts:
+) -> BatchProgress:
     with open_output(path, source.index) as output:
-        batch = BatchRun(backend, source, output, is_stopping, lambda counts: None, **limits)
+        batch = BatchRun(backend, source, output, is_stopping, **limits)
         await batch.run()
-        return batch.counts
+        return batch.progress
 
 
 async def test_each_line_gets_one_output_line(make_input: Callable[..., InputFile], tmp_path: Path) -> None:
     source = make_input(request("a"), b"\n", b"{\n", request("b"), request("c", "/v1/other"))
     counts = await run(Echo(), source, tmp_path / "out.jsonl")
-    assert counts == Counts(4, 2, 4, 6)
+    assert (counts.num_lines, counts.num_failed) == (4, 2)
+    assert (counts.prompt_tokens, counts.generated_tokens) == (4, 6)
     lines = {line["custom_id"]: line for line in written(tmp_path / "out.jsonl")}
     assert lines["b"] == {
         "id": "batch_req_4",
