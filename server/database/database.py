@@ -568,18 +568,11 @@ def _run(transaction: Transaction, statements: Sequence[str]) -> None:
 
 
 def _found(transaction: Transaction, tables: Tables) -> tuple[int, int] | None:
-    """Returns the version of a feature's tables and the oldest version of the code that may use them; None without any.
-
-    Servers from before 0.1.0 kept one version of all tables in `roost_schema`. It counts as 0.
+    """Returns the version of a feature's tables, and the oldest version of the code that may use them; None if it has
+    none.
     """
-    if not _has_table(transaction, "roost_schemas"):
+    if not transaction.rows("SELECT {has_table}", "roost_schemas")[0][0]:
         transaction.execute(
             "CREATE TABLE roost_schemas (feature TEXT PRIMARY KEY, version INTEGER NOT NULL, oldest INTEGER NOT NULL)"
         )
-    for version, oldest in transaction.rows(tables.fence):
-        return version, oldest
-    return (0, 0) if _has_table(transaction, "roost_schema") else None
-
-
-def _has_table(transaction: Transaction, name: str) -> bool:
-    return bool(transaction.rows("SELECT {has_table}", name)[0][0])
+    return next(iter(transaction.rows(tables.fence)), None)

@@ -7,7 +7,7 @@ that runs, and then for its own.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -53,26 +53,6 @@ MAX_COMMIT: Final = WriteLoad(1024, 4 * 2**20)
 
 MAX_SHARE: Final = WriteLoad(256, 2**20)
 """Maximum load of each tenant in a transaction of several writes. A larger write has a transaction to itself."""
-
-
-def shares[Item](items: Iterable[Item], bytes_of: Callable[[Item], int], max_rows: int) -> Iterator[list[Item]]:
-    """Splits rows that need not be stored together into writes that fit in a tenant's share.
-
-    Args:
-      bytes_of: Returns the bytes of a row.
-      max_rows: Maximum number of rows of a write.
-    """
-    share: list[Item] = []
-    num_bytes = 0
-    for item in items:
-        size = bytes_of(item)
-        if share and (len(share) == max_rows or num_bytes + size > MAX_SHARE.num_bytes):
-            yield share
-            share, num_bytes = [], 0
-        share.append(item)
-        num_bytes += size
-    if share:
-        yield share
 
 
 type Work[T] = Callable[[Transaction], T]

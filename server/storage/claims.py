@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from itertools import batched
 from typing import Final
 
 from ..database.database import Transaction, placeholders
@@ -83,8 +82,8 @@ def claim(transaction: Transaction, work: WorkTable, claimant: Claimant, places:
 
 def _claim_suspect(transaction: Transaction, work: WorkTable, claimant: Claimant) -> list[Claim]:
     rows = transaction.rows(suspects_query(work), claimant.model, *claimant.reserved)
-    tenants = work.with_room(transaction, list({row[0] for row in rows})) if rows else ()
-    claims = work.take(transaction, claimant.owner, [row for row in rows if row[0] in tenants][:1])
+    found = [row for row in rows if work.has_room(transaction, row[0])]
+    claims = work.take(transaction, claimant.owner, found[:1])
     _end_turns(transaction, work, [claim.lease.tenant for claim in claims])
     return claims
 
@@ -172,14 +171,12 @@ def _open_turns(
 ) -> tuple[Collection[str], Mapping[str, int]]:
     """Returns the tenants whose turns end, and those among them that get units, with their numbers of turns before."""
     passed, turns = list[str](), dict[str, int]()
-    rows = transaction.rows(turns_query(work), *[claimant.model] * 4, *claimant.reserved)
-    for some in batched((row for row in rows if places.of(row[0])), _MAX_TENANTS):
-        with_room = work.with_room(transaction, [tenant for tenant, _ in some])
-        for tenant, num_turns in some:
-            if len(turns) == min(_MAX_TENANTS, places.num_free):
-                return passed, turns
+    for tenant, num_turns in transaction.rows(turns_query(work), *[claimant.model] * 4, *claimant.reserved):
+        if len(turns) == min(_MAX_TENANTS, places.num_free):
+            break
+        if places.of(tenant):
             passed.append(tenant)
-            if tenant in with_room:
+            if work.has_room(transaction, tenant):
                 turns[tenant] = num_turns
     return passed, turns
 

@@ -166,9 +166,9 @@ class WorkTable(Table[Unit]):
         numbers = "last_turn DOUBLE PRECISION NOT NULL, num_turns BIGINT NOT NULL"
         yield f"CREATE TABLE {self.name}_turns (tenant TEXT NOT NULL PRIMARY KEY, {numbers})"
 
-    def with_room(self, transaction: Transaction, tenants: Sequence[str]) -> Collection[str]:
-        """Returns those tenants that may get work now."""
-        return tenants
+    def has_room(self, transaction: Transaction, tenant: str) -> bool:
+        """Returns whether a tenant may get work now."""
+        return True
 
     def numbers_at(self, transaction: Transaction, name: Name, first: int, end: int) -> Sequence[int]:
         """Returns the numbers of the units at the places from `first` to `end`, without `end`.

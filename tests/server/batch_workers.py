@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fake_server import features_with
 from roost.server.app import create_app
 from roost.server.features.batches.batch_table import LineClaim
-from roost.server.features.batches.line_worker import LineKind, OpenLines, line_worker
+from roost.server.features.batches.line_worker import LineKind, OpenLines
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.storage.worker import Worker
 
@@ -23,7 +23,9 @@ async def working(batches: OpenBatches, tenants: int = 1) -> AsyncIterator[Worke
     """Runs a replica's worker until the end of the `with` block."""
     assert batches.store is not None
     app = create_app(batches.service, features=features_with(batches.service, batches))
-    worker = line_worker(batches.service, app, batches.store, tenants=tenants)
+    worker = Worker(
+        LineKind(batches.service, app, batches.store, tenants), batches.store.leases, batches.store.has_work
+    )
     worker.start()
     try:
         yield worker

@@ -1,6 +1,5 @@
 """Lines of batch files in OpenAI's format: requests of an input file, the order in which they run, and output lines."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -24,8 +23,6 @@ MAX_CUSTOM_ID: Final = 512
 
 _BESIDE_BODY_BYTES: Final = 8 * 2**10
 """Bytes that a line may have in addition to its body: a `custom_id` of escaped characters takes 6 KiB."""
-
-_LEADING_ID: Final = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("(?:[^"\\]|\\.)*+")')
 
 _PREFIX_BYTES: Final = 256
 """Number of leading prompt bytes by which lines are grouped: about one block of the prefix cache."""
@@ -111,12 +108,12 @@ def parse_line(raw: bytes, number: int, max_body_bytes: int = MAX_LINE_BYTES, pa
       LineError: The line is not a request.
     """
     if len(raw) > max_line_bytes(max_body_bytes):
-        raise LineError(too_long(max_body_bytes), leading_custom_id(raw))
+        raise LineError(too_long(max_body_bytes))
     try:
         fields = parse(raw)
         request = _Request.model_validate(fields)
     except JsonError as error:
-        raise LineError(f"the line {error}", leading_custom_id(raw)) from None
+        raise LineError(f"the line {error}") from None
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         custom_id = _valid_id(fields.get("custom_id")) if isinstance(fields, dict) else None
@@ -133,15 +130,6 @@ def parse_line(raw: bytes, number: int, max_body_bytes: int = MAX_LINE_BYTES, pa
         raise LineError(f"body is longer than --max-body-bytes, {max_body_bytes}", custom_id)
     num_tokens = len(encoded) // _BYTES_PER_TOKEN + _max_tokens(body)
     return BatchLine(number, custom_id, request.url, encoded, _hash(_prefix(body)), num_tokens)
-
-
-def leading_custom_id(raw: bytes) -> str | None:
-    """Returns the `custom_id` that a line begins with, without parsing the line; None if it begins otherwise."""
-    found = _LEADING_ID.match(raw[:_BESIDE_BODY_BYTES])
-    try:
-        return None if found is None else _valid_id(decode_json(found[1]))
-    except ValueError:
-        return None
 
 
 def _valid_id(value: Any) -> str | None:

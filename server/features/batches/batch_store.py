@@ -4,13 +4,14 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
+from itertools import batched
 from typing import Final
 from uuid import uuid4
 
 from ...database.database import Database, Lane, Transaction
 from ...database.dialects import LEASE_S
 from ...database.errors import StoreUnavailableError
-from ...database.group_commit import MAX_SHARE, GroupCommit, WriteLoad, shares
+from ...database.group_commit import MAX_SHARE, GroupCommit, WriteLoad
 from ...errors.request_errors import ApiError, bad_value
 from ...storage.claims import Places
 from ...storage.objects import TenantObjects, missing
@@ -102,28 +103,26 @@ class BatchStore:
         Raises:
           ApiError: The lines would exceed the tenant's limit of lines or bytes.
         """
-        owner, num_bytes = tenant.get(), num_bytes - sum(map(len, lines))
+        num_bytes -= sum(map(len, lines))
 
-        def add(transaction: Transaction, some: Sequence[bytes]) -> None:
+        def add(transaction: Transaction, owner: str, file_id: str) -> None:
             file_table.add_lines(transaction, owner, file_id, first, some, num_bytes)
             file_table.check_quota(transaction, owner, self.lines.max_bytes)
 
-        for some in shares(lines, len, MAX_SHARE.num_rows * _LINES_OF_ROW):
+        for some in batched(lines, MAX_SHARE.num_rows * _LINES_OF_ROW):
             size = sum(map(len, some))
             num_bytes += size
-            load = WriteLoad(len(some) // _LINES_OF_ROW, size)
-            await self.files.commit(partial(add, some=some), load)
+            await self.files.write(add, file_id, WriteLoad(len(some) // _LINES_OF_ROW, size))
             first += len(some)
 
     async def put_order(self, file_id: str, segment: int, offsets: Sequence[int]) -> None:
         """Stores the order in which the lines of a segment of a file run; see `file_table.put_order`."""
-        put = partial(file_table.put_order, tenant=tenant.get(), file_id=file_id, segment=segment, offsets=offsets)
-        await self.files.commit(put, WriteLoad(1, 2 * len(offsets)))
+        put = partial(file_table.put_order, segment=segment, offsets=offsets)
+        await self.files.write(put, file_id, WriteLoad(1, 2 * len(offsets)))
 
     async def finish_file(self, file_id: str, url: str, expires_s: float | None = None) -> FileRecord:
         """Marks a file as complete, and returns it; see `file_table.finish`."""
-        finish = partial(file_table.finish, tenant=tenant.get(), file_id=file_id, url=url, expires_s=expires_s)
-        record = await self.files.commit(finish)
+        record = await self.files.write(partial(file_table.finish, url=url, expires_s=expires_s), file_id)
         if record is None:
             raise missing("file", file_id)
         return record
@@ -160,47 +159,16 @@ class BatchStore:
             num_bytes += sum(len(line) for _, line in lines)
             yield b"".join(line for _, line in lines)
 
-    async def create(
-        self,
-        source: FileRecord,
-        model: str,
-        window: str,
-        window_s: float,
-        metadata: bytes,
-        output_expires_s: float | None = None,
-    ) -> BatchRecord:
-        """Stores a new batch, whose lines replicas may then claim.
+    async def create(self, batch: BatchRecord, window_s: float) -> BatchRecord:
+        """Stores a new batch, whose lines replicas may then claim, and returns it with its times.
 
         Args:
-          model: Identity of the model.
-          window: The client's `completion_window`.
-          window_s: The same window, in seconds.
-          metadata: JSON of the client's metadata.
-          output_expires_s: Seconds between the batch's end and the deletion of its files; None applies the store's
-            retention period.
+          window_s: Seconds until it expires.
 
         Raises:
           ApiError: The file was deleted during the call, or the tenant has reached its limit of batches, files, lines
             or bytes.
         """
-        name = uuid4().hex
-        batch = BatchRecord(
-            source.tenant,
-            f"batch_{name}",
-            BatchStatus.IN_PROGRESS,
-            model,
-            source.url,
-            source.id,
-            f"file-{uuid4().hex}",
-            f"file-{uuid4().hex}",
-            window,
-            metadata,
-            created=0.0,
-            expires=0.0,
-            ended=None,
-            num_lines=source.num_lines,
-            output_expires_s=output_expires_s,
-        )
 
         def insert(transaction: Transaction) -> BatchRecord | None:
             more = {"num_batches": 1, "num_lines": batch.num_lines, "num_bytes": 1}  # the size of its output is unknown
@@ -209,7 +177,7 @@ class BatchStore:
 
         stored = await self.batches.commit(insert)
         if stored is None:
-            raise no_input(source.id)
+            raise no_input(batch.input_file)
         self.has_work.set()
         return stored
 

@@ -5,7 +5,7 @@ work and stores the output line in one transaction, so that each line of the inp
 batch's last line completes the batch's files.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import batched
@@ -76,10 +76,10 @@ class BatchRecord:
     error_file: str
     time_window: str
     metadata: bytes
-    created: float
-    expires: float
-    ended: float | None
-    num_lines: int
+    created: float = 0.0
+    expires: float = 0.0
+    ended: float | None = None
+    num_lines: int = 0
     num_completed: int = 0
     num_failed: int = 0
     output_expires_s: float | None = None
@@ -236,8 +236,8 @@ class LineTable(WorkTable):
         super().__init__(LINE_WORK.name)
         self.max_bytes = max_bytes
 
-    def with_room(self, transaction: Transaction, tenants: Sequence[str]) -> Collection[str]:
-        return [each for each in tenants if file_table.kept_by(transaction, each).num_bytes < self.max_bytes]
+    def has_room(self, transaction: Transaction, tenant: str) -> bool:
+        return file_table.kept_by(transaction, tenant).num_bytes < self.max_bytes
 
     def numbers_at(self, transaction: Transaction, name: tuple[str, str], first: int, end: int) -> Sequence[int]:
         query = "SELECT input_file FROM roost_batches WHERE tenant = ? AND id = ?"

@@ -17,14 +17,13 @@ from ...http.in_process import post_json
 from ...schemas.json_limits import LONG_BYTES
 from ...storage.claims import Places
 from ...storage.work import Lease
-from ...storage.worker import RENEW_S, Worker, WorkKind
+from ...storage.worker import RENEW_S, WorkKind
 from ...tenants import tenant
 from .batch_lines import (
     BatchLine,
     LineError,
     LineResult,
     error_result,
-    leading_custom_id,
     line_id,
     max_line_bytes,
     parse_line,
@@ -192,22 +191,18 @@ class LineKind(WorkKind[LineClaim]):
         tenant.set(claim.lease.tenant)  # of this task only
         owned, data, number = claim.claim, claim.data, claim.lease.number
         id = line_id(number, claim.lease.id.removeprefix("batch_"))
-        if owned.is_deadly:  # parsing may end the replica
-            message = f"{owned.num_lone_deaths} replicas that ran this line alone ended before it did"
-            return error_result(id, leading_custom_id(data), "server_error", message)
-        is_served = claim.model == self._service.model.identity
-        expired = "the batch expired before " + (
-            "this line ran" if is_served else "a server with its model ran this line"
-        )
-        if claim.is_expired and owned.may_be_deadly:
-            return error_result(id, leading_custom_id(data), "batch_expired", expired)
         admissions = self._service.admissions
         own = PreemptibleAdmission(admissions, id, is_repeated=claim.lease.fence > 1)
         try:
             most, is_long = admissions.max_body_bytes, len(data) >= LONG_BYTES
             line = await own.run(lambda: parse_line(data, number, most, own.parse_now), is_long=is_long)
+            if owned.is_deadly:
+                message = f"{owned.num_lone_deaths} replicas that ran this line alone ended before it did"
+                return error_result(id, line.custom_id, "server_error", message)
             if claim.is_expired:
-                return error_result(id, line.custom_id, "batch_expired", expired)
+                is_served = claim.model == self._service.model.identity
+                ran = "this line ran" if is_served else "a server with its model ran this line"
+                return error_result(id, line.custom_id, "batch_expired", f"the batch expired before {ran}")
             return await self._sent(line, id, own)
         except LineError as error:  # in a file that another version, or a replica with other settings, has checked
             return error_result(id, error.custom_id, "invalid_line", str(error))
@@ -228,8 +223,3 @@ class LineKind(WorkKind[LineClaim]):
             message = f"the result has {len(result.line):,} bytes, and at most {MAX_WRITE.num_bytes:,} are stored"
             return error_result(id, line.custom_id, "result_too_large", message)
         return result
-
-
-def line_worker(service: Service, app: ASGIApp, batches: BatchStore, tenants: int = 1) -> Worker[LineClaim]:
-    """Returns the worker of a replica; see `LineKind`."""
-    return Worker(LineKind(service, app, batches, tenants), batches.leases, batches.has_work)

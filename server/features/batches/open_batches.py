@@ -14,7 +14,7 @@ from ...storage.worker import Worker
 from .batch_store import BatchStore
 from .batch_table import TABLES, LineClaim
 from .collector import batch_rows
-from .line_worker import line_worker
+from .line_worker import LineKind
 from .settings import BatchesSettings
 
 _MEMORY_BYTES: Final = 256 * 2**20
@@ -35,13 +35,15 @@ class OpenBatches(OpenFeature):
 
     def __init__(self, service: Service, store: BatchStore, tenants: int = 1) -> None:
         self.store = store
+        self.database = store.files.database if store.files.database.is_shared else None
         self.collectors = (RowCollector(lambda: batch_rows(store.totals, store.num_ended, store.leases.num_refusals)),)
         self.service = service
         self._tenants = tenants
         self._worker: Worker[LineClaim] | None = None
 
     def start(self, make_app: Callable[[], ASGIApp]) -> None:
-        self._worker = line_worker(self.service, make_app(), self.store, self._tenants)
+        kind = LineKind(self.service, make_app(), self.store, self._tenants)
+        self._worker = Worker(kind, self.store.leases, self.store.has_work)
         self._worker.start()
 
     async def evacuate(self) -> None:
@@ -61,12 +63,10 @@ def open_batches(opening: Opening) -> OpenBatches:
     settings = opening.settings_of(BatchesSettings)
     database = opening.open_database(TABLES)
     if settings is None or not database.is_shared:
-        num_bytes = max(_MEMORY_BYTES // opening.num_tenants, _MIN_MEMORY_BYTES)
-        return OpenBatches(opening.service, BatchStore(database, inf, num_bytes), opening.num_tenants)
-    store = BatchStore(database, settings.retention_s, int(settings.store_gib * 2**30))
-    batches = OpenBatches(opening.service, store, opening.num_tenants)
-    batches.database = database
-    return batches
+        store = BatchStore(database, inf, max(_MEMORY_BYTES // opening.num_tenants, _MIN_MEMORY_BYTES))
+    else:
+        store = BatchStore(database, settings.retention_s, int(settings.store_gib * 2**30))
+    return OpenBatches(opening.service, store, opening.num_tenants)
 
 
 async def _store(batches: Annotated[OpenBatches, Depends(opened(OpenBatches))]) -> BatchStore:

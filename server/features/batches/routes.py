@@ -1,6 +1,7 @@
 """`/v1/batches`: files of requests that run when slots are free."""
 
 from typing import Annotated, Any, Final, Literal, TypedDict
+from uuid import uuid4
 
 import orjson
 from fastapi import APIRouter
@@ -168,10 +169,21 @@ async def create_batch(body: BatchBody, service: AnyService, batches: Batches) -
         named = source.url or "several endpoints"
         raise bad_value("endpoint", f"endpoint: the lines of {source.id} name {named}, not {body.endpoint}")
     window_s = _seconds(body.completion_window, batches.retention_s)
-    metadata = orjson.dumps(body.metadata)
-    expires_s = kept_s(body.output_expires_after, batches.retention_s, "output_expires_after")
-    identity, window = service.model.identity, body.completion_window
-    return _described(await batches.create(source, identity, window, window_s, metadata, expires_s))
+    batch = BatchRecord(
+        source.tenant,
+        f"batch_{uuid4().hex}",
+        BatchStatus.IN_PROGRESS,
+        service.model.identity,
+        source.url,
+        source.id,
+        f"file-{uuid4().hex}",
+        f"file-{uuid4().hex}",
+        body.completion_window,
+        orjson.dumps(body.metadata),
+        num_lines=source.num_lines,
+        output_expires_s=kept_s(body.output_expires_after, batches.retention_s, "output_expires_after"),
+    )
+    return _described(await batches.create(batch, window_s))
 
 
 def _seconds(window: str, most_s: float) -> float:

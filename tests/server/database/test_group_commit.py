@@ -19,7 +19,6 @@ from roost.server.database.group_commit import (
     Work,
     WriteLoad,
     run_each,
-    shares,
 )
 
 MIB = 2**20
@@ -108,14 +107,6 @@ async def test_a_write_beyond_the_maximum_is_refused(database: Database) -> None
             await noted.write(("a", load))
     assert noted.transactions == []
     await noted.write(("a", MAX_WRITE))
-
-
-def test_rows_are_split_into_shares() -> None:
-    assert list(shares([], len, 3)) == []
-    assert list(shares([b"1", b"2", b"3", b"4"], len, 3)) == [[b"1", b"2", b"3"], [b"4"]]
-    quarter = MIB // 4
-    sizes = [list(map(len, each)) for each in shares([bytes(quarter * size) for size in (1, 2, 2, 5, 1)], len, 100)]
-    assert sizes == [[quarter, 2 * quarter], [2 * quarter], [5 * quarter], [quarter]]
 
 
 async def test_after_a_timeout_tenants_fail_apart(database: Database) -> None:

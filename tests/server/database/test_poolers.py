@@ -49,7 +49,7 @@ def test_a_host_that_is_away_is_passed_over(several: Database) -> None:
 
 def test_a_server_that_has_vanished_is_noticed(postgresql: PostgresqlServer) -> None:
     connection = dialect_of(StoreAddress.parse(postgresql.url)).connect()
-    with socket.socket(fileno=os.dup(connection.fileno())) as probed:  # type: ignore[attr-defined]
+    with socket.socket(fileno=os.dup(connection.fileno())) as probed:
         seconds = [probed.getsockopt(socket.IPPROTO_TCP, each) for each in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL)]
     connection.close()
     assert seconds == [STATEMENT_TIMEOUT_S] * 2

@@ -74,25 +74,19 @@ def contents(database: Database, address: str) -> dict[str, list[object]]:
 
 
 @pytest.mark.parametrize("feature", [each for each in load_features() if each.tables and each.tables.first > 1])
-@pytest.mark.parametrize(
-    ("made", "version"),
-    [
-        ("CREATE TABLE roost_schemas (feature TEXT PRIMARY KEY, version INTEGER NOT NULL, oldest INTEGER NOT NULL)", 1),
-        ("CREATE TABLE roost_schema (version INTEGER NOT NULL, oldest INTEGER NOT NULL)", 0),
-    ],
-)
-def test_a_store_of_a_former_server_is_refused_and_left_as_it_is(
-    address: str, made: str, version: int, feature: Feature
-) -> None:
-    """Each feature's tables had a version, and before that all tables had one."""
+def test_a_store_of_a_former_server_is_refused_and_left_as_it_is(address: str, feature: Feature) -> None:
     assert feature.tables is not None
     drop_tables(address)
     database = Database(dialect_of(StoreAddress.parse(address)))
-    rows = [f"INSERT INTO roost_schemas VALUES ('{feature.name}', 1, 1)"] if version else []
-    for statement in (made, *rows, "CREATE TABLE roost_work (id TEXT)", "INSERT INTO roost_work VALUES ('kept')"):
+    for statement in (
+        "CREATE TABLE roost_schemas (feature TEXT PRIMARY KEY, version INTEGER NOT NULL, oldest INTEGER NOT NULL)",
+        f"INSERT INTO roost_schemas VALUES ('{feature.name}', 1, 1)",
+        "CREATE TABLE roost_work (id TEXT)",
+        "INSERT INTO roost_work VALUES ('kept')",
+    ):
         database.run_now(lambda each, statement=statement: each.execute(statement), writes=True)
     before = contents(database, address)
-    found = f"the store's tables of {feature.name} have version {version}, and this server needs {feature.tables.first}"
+    found = f"the store's tables of {feature.name} have version 1, and this server needs {feature.tables.first}"
     with pytest.raises(StoreUnusableError, match=f"^--store .*: {found} or more: finish its work .*another --store$"):
         open_database(StoreAddress.parse(address), feature.tables)
     assert contents(database, address) == before

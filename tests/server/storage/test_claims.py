@@ -91,8 +91,8 @@ class Bounded(WorkTable):
 
     full: Collection[str] = ()
 
-    def with_room(self, transaction: Transaction, tenants: Sequence[str]) -> Collection[str]:
-        return set(tenants) - set(self.full)
+    def has_room(self, transaction: Transaction, tenant: str) -> bool:
+        return tenant not in self.full
 
 
 def test_a_tenant_that_may_get_nothing_keeps_nobody_waiting(tables: Tables) -> None:

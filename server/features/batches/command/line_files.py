@@ -17,7 +17,6 @@ import orjson
 
 from ....terminal.exits import CommandError
 from ..batch_lines import (
-    MAX_LINE_BYTES,
     BatchLine,
     Column,
     LineError,
@@ -68,7 +67,7 @@ class InputFile:
         """Returns the line at a place of the index, or the reason why it is not a request."""
         self._file.seek(int(self.index["offset"][place]))
         try:
-            return parse_line(self._file.readline(MAX_LINE_BYTES + 1), self.number(place))
+            return parse_line(self._file.readline(), self.number(place))
         except LineError as error:
             return error
 
@@ -117,12 +116,11 @@ def place_hash(custom_id: str | None, number_id: str) -> int:
 
 def _index(file: BinaryIO) -> Column:
     entries = array("Q")
-    offset = number = 0
-    while raw := file.readline(MAX_LINE_BYTES + 1):
-        start, offset = offset, offset + len(raw) + _skip_rest(file, raw)
-        number += 1
+    offset = 0
+    for number, raw in enumerate(file, 1):
         if raw.strip():
-            entries.extend((number, start, *_facts(raw, number)))
+            entries.extend((number, offset, *_facts(raw, number)))
+        offset += len(raw)
     return np.frombuffer(entries, _INDEX)
 
 
@@ -136,15 +134,6 @@ def _facts(raw: bytes, number: int) -> tuple[int, int, int]:
     except LineError as error:
         return place_hash(error.custom_id, line_id(number)), 0, 0
     return id_hash(line.custom_id), line.group, line.num_tokens
-
-
-def _skip_rest(file: BinaryIO, raw: bytes) -> int:
-    """Skips the rest of a line that is too long, and returns its size."""
-    num_bytes = 0
-    while len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
-        raw = file.readline(MAX_LINE_BYTES + 1)
-        num_bytes += len(raw)
-    return num_bytes
 
 
 @contextmanager

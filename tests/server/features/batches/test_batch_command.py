@@ -214,12 +214,11 @@ def test_two_runs_do_not_write_one_file(make_input: Callable[..., InputFile], tm
 def test_a_line_that_is_too_long_is_skipped(
     make_input: Callable[..., InputFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("roost.server.features.batches.batch_lines", "roost.server.features.batches.command.line_files"):
-        monkeypatch.setattr(f"{module}.MAX_LINE_BYTES", 200)
+    monkeypatch.setattr(batch_lines, "MAX_LINE_BYTES", 200)
     source = make_input(request("a"), request("long" * 200), request("b"))
     first, long, last = (source.line(place) for place in range(3))
     assert (first.custom_id, long.custom_id, last.custom_id, source.number(2)) == ("a", None, "b", 3)
-    assert batch_lines.MAX_LINE_BYTES == 200
+    assert str(long) == "the line is longer than 200 bytes"
 
 
 @pytest.mark.parametrize(

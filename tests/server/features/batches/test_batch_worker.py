@@ -22,7 +22,7 @@ from roost.server.app import create_app
 from roost.server.features.batches.batch_lines import max_line_bytes
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.batch_table import LineClaim
-from roost.server.features.batches.line_worker import MAX_LONGEST, line_worker
+from roost.server.features.batches.line_worker import MAX_LONGEST, LineKind
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.generation import admission
 from roost.server.schemas import json_limits
@@ -62,7 +62,7 @@ async def working(batches: OpenBatches) -> AsyncIterator[Worker[LineClaim]]:
     """Runs a replica's worker in the background of a test."""
     features = features_with(batches.service, batches)
     app = create_app(batches.service, features=features)
-    worker = line_worker(batches.service, app, batches.store)
+    worker = Worker(LineKind(batches.service, app, batches.store), batches.store.leases, batches.store.has_work)
     task = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -164,16 +164,17 @@ async def test_no_attempt_is_thrown_away_for_lack_of_memory(
     assert len(engine.requests) == 16
 
 
-async def test_a_line_that_ends_replicas_is_not_touched(client: httpx.AsyncClient, batches: OpenBatches) -> None:
-    """Not even parsed, which may be what ends them. Its `custom_id` is read if the line begins with it."""
+async def test_a_line_that_ends_replicas_is_not_sent(
+    client: httpx.AsyncClient, batches: OpenBatches, engine: FakeEngine
+) -> None:
     batch = await started(client, line(0, "a"))
     await batches.store.claim(batches.service.model.identity, Places(1, 1))
     deaths = "num_deaths = 4, num_lone_deaths = 2, lone_fence = fence"
     change(batches, f"UPDATE roost_lines SET owner = 'dead', {deaths}, lease_until = 0")
-    change(batches, "UPDATE roost_file_lines SET line = ?", b'{"custom_id": "cut", "body": [[[[')
     async with working(batches):
         found = await failures(client, await ended(client, batch))
-    assert found == [("cut", "server_error", "3 replicas that ran this line alone ended before it did")]
+    assert found == [("line 0", "server_error", "3 replicas that ran this line alone ended before it did")]
+    assert not engine.requests
 
 
 async def test_a_long_line_of_another_server_is_not_parsed(
@@ -184,5 +185,5 @@ async def test_a_long_line_of_another_server_is_not_parsed(
     change(batches, "UPDATE roost_file_lines SET line = ?", b'{"custom_id": "long", "body": ' + b"[" * 2**17)
     async with working(batches):
         found = await failures(client, await ended(client, batch))
-    assert found == [("long", "invalid_line", "the line is longer than 73728 bytes, as --max-body-bytes is 65536")]
+    assert found == [(None, "invalid_line", "the line is longer than 73728 bytes, as --max-body-bytes is 65536")]
     assert not parsing_threads

@@ -25,7 +25,7 @@ from roost.server.features.batches import open_batches
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.batch_table import TABLES, LineClaim
 from roost.server.features.batches.file_routes import LineSplitter
-from roost.server.features.batches.line_worker import _MAX_EXPIRED, line_worker
+from roost.server.features.batches.line_worker import _MAX_EXPIRED, LineKind
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.settings import load_settings
@@ -61,7 +61,9 @@ def app_of(batches: OpenBatches, access: Access | None = None) -> FastAPI:
 @asynccontextmanager
 async def working(batches: OpenBatches) -> AsyncIterator[Worker[LineClaim]]:
     """Runs a replica's worker in the background of a test."""
-    worker = line_worker(batches.service, app_of(batches), batches.store)
+    worker = Worker(
+        LineKind(batches.service, app_of(batches), batches.store), batches.store.leases, batches.store.has_work
+    )
     task = asyncio.create_task(worker.run())
     try:
         yield worker

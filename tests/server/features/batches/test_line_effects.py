@@ -20,7 +20,7 @@ from roost.server.database.database import Database, dialect_of
 from roost.server.database.errors import StoreFullError, StoreUnavailableError
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.batch_table import LineClaim
-from roost.server.features.batches.line_worker import line_worker
+from roost.server.features.batches.line_worker import LineKind
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
@@ -91,7 +91,7 @@ async def replica(address: str, model: ServedModel) -> AsyncIterator[Replica]:
     responses, batches = ResponseStore(database(address), 1e6), BatchStore(database(address), 1e6)
     features = features_with(service, OpenBatches(service, batches), OpenResponses(service, responses))
     app = create_app(service, features=features)
-    worker = line_worker(service, app, batches)
+    worker = Worker(LineKind(service, app, batches), batches.leases, batches.has_work)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost", timeout=60) as client:
         yield Replica(engine, responses, batches, worker, client)
     for task in [*worker._tasks, *worker._open.values()]:
