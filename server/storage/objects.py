@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import batched, chain, islice
+from itertools import batched, chain
 from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
 from ..database.database import Database, Transaction, placeholders
@@ -209,8 +209,8 @@ class Table[Record]:
         return Page(found[: spec.limit], len(found) > spec.limit)
 
     def end_of_page(
-        self, transaction: Transaction, own: Sequence[str], limit: int, max_bytes: int, after: Any = None
-    ) -> Any:
+        self, transaction: Transaction, own: Sequence[str], limit: int, max_bytes: int, after: int = -1
+    ) -> int:
         """Returns the last key column of the last row of a page; `after` if no row follows.
 
         Both databases know the length of a value without reading it. A separate column for the length would be stored
@@ -223,22 +223,20 @@ class Table[Record]:
           after: Last key column of the row before the first one.
         """
         *names, last = self._key
-        where = " AND ".join([*(f"{name} = ?" for name in names), *([] if after is None else [f"{last} > ?"])])
+        where = " AND ".join(f"{name} = ?" for name in names)
         size = " + ".join(f"length({name})" for name in self.fields if self._types[name] is bytes)
-        query = f"SELECT {last}, {size} FROM {self.name} WHERE {where} ORDER BY {last} LIMIT ?"
-        end, num_bytes = after, 0
-        for key, length in transaction.execute(query, *own, *([] if after is None else [after]), limit):
-            end, num_bytes = key, num_bytes + length
-            if num_bytes >= max_bytes:
-                break
-        return end
+        rows = f"SELECT {last}, {size} AS size FROM {self.name} WHERE {where} AND {last} > ? ORDER BY {last} LIMIT ?"
+        sums = f"SELECT {last}, sum(size) OVER (ORDER BY {last}) - size AS before FROM ({rows}) AS page"
+        query = f"SELECT coalesce(max({last}), ?) FROM ({sums}) AS sums WHERE before = 0 OR before < ?"
+        ((end,),) = transaction.rows(query, after, *own, after, limit, max_bytes)
+        return int(end)
 
     def remove(self, transaction: Transaction, own: Sequence[str]) -> bool:
         """Deletes the next rows of an object, and returns whether rows are left."""
         *names, last = self._key
         where = " AND ".join(f"{name} = ?" for name in names)
         end = self.end_of_page(transaction, own, MAX_REMOVED, MAX_COMMIT.num_bytes)
-        if end is None:
+        if end < 0:
             return False
         transaction.execute(f"DELETE FROM {self.name} WHERE {where} AND {last} <= ?", *own, end)
         return bool(transaction.rows(f"SELECT 1 FROM {self.name} WHERE {where} LIMIT 1", *own))
@@ -315,10 +313,10 @@ class ObjectTable[Record](Table[Record]):
         """
         source = f"FROM {self.name} WHERE {self._bounded}"
         old = f"SELECT tenant, id {source} AND {self._age} < {{now}} - ? ORDER BY {self._age} LIMIT {MAX_FOUND}"
-        found: dict[Name, None] = dict.fromkeys(transaction.rows(old, max_age_s))
+        found: list[Any] = transaction.rows(old, max_age_s)
         for owner in tenants_with(transaction, self.name, self._bounded):
-            found |= dict.fromkeys((owner, id) for id in self.beyond(transaction, owner, bounds))
-        return list(islice(found, MAX_FOUND))
+            found += ((owner, id) for id in self.beyond(transaction, owner, bounds))
+        return found[:MAX_FOUND]
 
     def beyond(self, transaction: Transaction, tenant: str, bounds: Bounds) -> list[str]:
         """Returns the ids of a tenant's oldest objects, whose deletion brings the others within its limits, up to

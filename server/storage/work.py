@@ -95,19 +95,14 @@ class Claim:
     num_bytes: int = 0
 
     @property
-    def may_be_deadly(self) -> bool:
-        """Whether the unit may have caused the deaths of its owners."""
-        return self.num_deaths >= SUSPECT_DEATHS
-
-    @property
     def is_deadly(self) -> bool:
         """Whether the unit has reached the maximum number of lone deaths, and must not run again."""
         return self.num_lone_deaths >= MAX_LONE_DEATHS
 
     @property
     def is_suspect(self) -> bool:
-        """Whether the unit must run alone."""
-        return self.may_be_deadly and not self.is_deadly
+        """Whether the unit may have caused the deaths of its owners, and must run alone."""
+        return self.num_deaths >= SUSPECT_DEATHS and not self.is_deadly
 
 
 @dataclass(frozen=True, slots=True)

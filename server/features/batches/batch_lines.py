@@ -89,12 +89,6 @@ def max_line_bytes(max_body_bytes: int) -> int:
     return min(max_body_bytes + _BESIDE_BODY_BYTES, MAX_LINE_BYTES)
 
 
-def too_long(max_body_bytes: int) -> str:
-    """Returns the message about a line that is longer than `max_line_bytes`."""
-    reason = f", as --max-body-bytes is {max_body_bytes}" if max_body_bytes < MAX_LINE_BYTES else ""
-    return f"the line is longer than {max_line_bytes(max_body_bytes)} bytes{reason}"
-
-
 def parse_line(raw: bytes, number: int, max_body_bytes: int = MAX_LINE_BYTES, parse: Parse = decode_json) -> BatchLine:
     """Returns the request of a line.
 
@@ -108,7 +102,8 @@ def parse_line(raw: bytes, number: int, max_body_bytes: int = MAX_LINE_BYTES, pa
       LineError: The line is not a request.
     """
     if len(raw) > max_line_bytes(max_body_bytes):
-        raise LineError(too_long(max_body_bytes))
+        reason = f", as --max-body-bytes is {max_body_bytes}" if max_body_bytes < MAX_LINE_BYTES else ""
+        raise LineError(f"the line is longer than {max_line_bytes(max_body_bytes)} bytes{reason}")
     try:
         fields = parse(raw)
         request = _Request.model_validate(fields)

@@ -337,8 +337,8 @@ def end(transaction: Transaction, results: Mapping[Lease, LineResult]) -> set[Le
         own = {lease.number: results[lease] for lease in held if lease[:2] == (tenant, batch)}
         if own:
             files = {False: output_file, True: error_file}
-            lines = [(files[result.is_failed], number, result.line) for number, result in own.items()]
-            file_table.put_lines(transaction, tenant, lines)
+            rows = ((tenant, files[result.is_failed], number, result.line) for number, result in own.items())
+            LINES.put(transaction, rows)
             _count(transaction, tenant, batch, list(own.values()))
     return held
 

@@ -1,7 +1,7 @@
 """`/v1/files`: inputs of batches, which are checked and ordered while they arrive, and results."""
 
 from array import array
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Final, Literal, TypedDict
 
@@ -21,7 +21,7 @@ from ...http.routes import After, AnyService, JsonRoute, ListPage, QueryOrder, p
 from ...openai.response_schemas import DeletedObject
 from ...schemas.body import Fields
 from ...storage.objects import PageSpec
-from .batch_lines import LineError, Parse, id_hash, max_line_bytes, parse_line, repeated, run_order, too_long
+from .batch_lines import LineError, Parse, id_hash, max_line_bytes, parse_line, repeated, run_order
 from .batch_store import BatchStore
 from .file_table import SEGMENT_LINES, FileRecord
 from .open_batches import Batches
@@ -45,30 +45,27 @@ _WRITE_BYTES: Final = 2**19
 class LineSplitter:
     """Splits pieces of a file into lines with their newlines. Empty lines are dropped.
 
+    The beginning of a line that is too long becomes a line, which `InputCheck` refuses.
+
     Args:
       max_body_bytes: Maximum bytes of a line's body.
     """
 
     def __init__(self, max_body_bytes: int) -> None:
         self._rest = bytearray()
-        self._num_lines = 0
-        self._max_body_bytes = max_body_bytes
+        self._max_bytes = max_line_bytes(max_body_bytes)
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """Returns the lines that a piece completes.
-
-        Raises:
-          ApiError: The line that follows is too long.
-        """
+        """Returns the lines that a piece completes."""
         whole, newline, rest = piece.rpartition(b"\n")
         lines = list[bytes]()
         if newline:
             lines = [line + newline for line in bytes(self._rest + whole).split(newline) if line.strip()]
             self._rest.clear()
         self._rest += rest
-        self._num_lines += len(lines)
-        if len(self._rest) > max_line_bytes(self._max_body_bytes):
-            raise line_error(self._num_lines + 1, too_long(self._max_body_bytes))
+        if len(self._rest) > self._max_bytes:
+            lines.append(bytes(self._rest))
+            self._rest.clear()
         return lines
 
     def end(self) -> list[bytes]:
@@ -246,17 +243,8 @@ async def get_file(file_id: str, batches: Batches) -> dict[str, Any]:
 async def get_file_content(file_id: str, batches: Batches) -> Response:
     """Returns the lines of a file."""
     record = await batches.files.get(file_id)
-    pieces = batches.content(record)
-    first = await anext(pieces, b"")  # before the status, so that an unavailable database is a 503
     headers = {"content-length": str(record.num_bytes)}
-    return StreamingResponse(_prepended(first, pieces), headers=headers, media_type=_JSONL)
-
-
-async def _prepended(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yields a piece that was taken from an iterator, then the iterator's remaining pieces."""
-    yield first
-    async for piece in pieces:
-        yield piece
+    return StreamingResponse(batches.content(record), headers=headers, media_type=_JSONL)
 
 
 @router.delete("/v1/files/{file_id}")

@@ -127,7 +127,7 @@ def add_lines(
       lines: Lines with their newlines.
       num_bytes: Size of the file with these lines.
     """
-    put_lines(transaction, tenant, [(file_id, number, line) for number, line in enumerate(lines, first)])
+    LINES.put(transaction, ((tenant, file_id, number, line) for number, line in enumerate(lines, first)))
     transaction.execute(
         "UPDATE roost_files SET num_lines = ?, num_bytes = ? WHERE tenant = ? AND id = ?",
         first - 1 + len(lines),
@@ -135,15 +135,6 @@ def add_lines(
         tenant,
         file_id,
     )
-
-
-def put_lines(transaction: Transaction, tenant: str, lines: Sequence[tuple[str, int, bytes]]) -> None:
-    """Adds lines with their newlines. A line is skipped if its file already has a line with its number.
-
-    Args:
-      lines: Each line with its file and its number.
-    """
-    LINES.put(transaction, ((tenant, *line) for line in lines))
 
 
 def put_order(transaction: Transaction, tenant: str, file_id: str, segment: int, offsets: Sequence[int]) -> None:

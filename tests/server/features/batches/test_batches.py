@@ -24,10 +24,11 @@ from roost.server.feature import Opening
 from roost.server.features.batches import open_batches
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.batch_table import TABLES, LineClaim
-from roost.server.features.batches.file_routes import LineSplitter
+from roost.server.features.batches.file_routes import InputCheck, LineSplitter
 from roost.server.features.batches.line_worker import _MAX_EXPIRED, LineKind
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.http.auth import Access, ApiKeys
+from roost.server.schemas.json_limits import decode_json
 from roost.server.settings import load_settings
 from roost.server.storage.claims import Places
 from roost.server.storage.worker import Worker
@@ -575,10 +576,12 @@ def test_lines_are_split_wherever_pieces_are_cut(size: int) -> None:
 
 
 def test_a_line_without_an_end_is_refused() -> None:
-    splitter = LineSplitter(10)
-    splitter.feed(b"12345\n678")
-    with pytest.raises(ApiError, match="line 2 of the requests: the line is longer than 8202 bytes"):
-        splitter.feed(b"9" * 8200)
+    splitter, check = LineSplitter(10), InputCheck(10, decode_json)
+    assert splitter.feed(b"12345\n678") == [b"12345\n"]
+    cut = splitter.feed(b"9" * 8200)
+    assert (len(cut), splitter.end()) == (1, [])
+    with pytest.raises(ApiError, match="line 1 of the requests: the line is longer than 8202 bytes"):
+        check.add(cut)
 
 
 @pytest.mark.parametrize(

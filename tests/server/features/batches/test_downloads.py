@@ -137,12 +137,3 @@ async def test_a_download_of_a_deleted_file_breaks_the_connection(store_of_files
     await store_of_files.drop_file(FILE_ID)
     with pytest.raises(StoreUnavailableError, match="was deleted while it was sent"):
         await anext(pieces)
-
-
-async def test_a_download_that_cannot_begin_is_an_error(
-    client: httpx.AsyncClient, faulty: Faulty, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("roost.server.database.database._OUTAGE_S", 0.0)
-    faulty.num_reads, faulty.num_faults = 1, 1
-    response = await client.get(f"/v1/files/{FILE_ID}/content")
-    assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
