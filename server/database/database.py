@@ -540,8 +540,7 @@ def upgrade(transaction: Transaction, tables: Tables) -> None:
         found = _found(transaction, tables)
         if found is not None:
             version, oldest = found
-            tables.check_not_older(version)
-            tables.check_oldest(version, oldest)
+            tables.check(version, oldest)
             if oldest < tables.upgrades[-1].oldest:
                 _run(transaction, dialect.lock_fence)
         if found is None or found[0] < tables.version:
@@ -557,9 +556,11 @@ def _apply(transaction: Transaction, tables: Tables, num_done: int) -> None:
     """Runs the upgrades after the first `num_done`."""
     for step in tables.upgrades[num_done:]:
         _run(transaction, step.statements)
-    insert = "INSERT INTO roost_schemas (feature, version, oldest) VALUES (?, ?, ?)"
-    transaction.execute("DELETE FROM roost_schemas WHERE feature = ?", tables.feature)
-    transaction.execute(insert, tables.feature, tables.version, tables.upgrades[-1].oldest)
+    put = """
+        INSERT INTO roost_schemas (feature, version, oldest) VALUES (?, ?, ?)
+        ON CONFLICT (feature) DO UPDATE SET version = excluded.version, oldest = excluded.oldest
+    """
+    transaction.execute(put, tables.feature, tables.version, tables.upgrades[-1].oldest)
 
 
 def _run(transaction: Transaction, statements: Sequence[str]) -> None:

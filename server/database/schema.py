@@ -70,31 +70,26 @@ class Tables:
           StoreUnusableError: The tables are older than this server, for example after a restore.
         """
         for version, oldest in rows:
-            self.check_oldest(version, oldest)
+            self.check(version, oldest)
             if version < self.version:
                 found = f"the store's tables of {self.feature} have gone back to version {version}"
                 fix = "restart it, which upgrades them"
                 raise StoreUnusableError(f"{found}, and this server needs {self.version}: {fix}")
 
-    def check_oldest(self, version: int, oldest: int) -> None:
-        """Refuses tables that need newer code.
+    def check(self, version: int, oldest: int) -> None:
+        """Refuses tables that need newer code, or from which no upgrade leads on.
 
         Raises:
           StoreOutdatedError: This server is older than the oldest that may use the tables.
+          StoreUnusableError: The tables are older than the first upgrade's.
         """
+        found = f"the store's tables of {self.feature} have version {version}"
         if oldest > self.version:
-            found = f"the store's tables of {self.feature} have version {version}"
             way_back = "use the newer server, or restore a backup from before its upgrade"
             message = f"{found}, for servers that know {oldest} or more, and this server knows {self.version}"
             raise StoreOutdatedError(f"{message}: {way_back}")
-
-    def check_not_older(self, version: int) -> None:
-        """Refuses tables from which no upgrade leads on.
-
-        Raises:
-          StoreUnusableError: The tables are older than the first upgrade's.
-        """
         if version < self.first:
-            found = f"the store's tables of {self.feature} have version {version}, and this server needs {self.first}"
             way_out = "finish its work and save what you need with the server that made it"
-            raise StoreUnusableError(f"{found} or more: {way_out}, then start with another --store")
+            raise StoreUnusableError(
+                f"{found}, and this server needs {self.first} or more: {way_out}, then start with another --store"
+            )

@@ -48,6 +48,12 @@ def _is_object(value: Any) -> str | None:
     return "<text>" if isinstance(value, str) else "<object>" if isinstance(value, dict | BaseModel) else None
 
 
+def type_of(value: Any) -> str | None:
+    """Returns the type that an object of a body names, if it does, before or after its validation."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return kind if isinstance(kind, str) else None
+
+
 def union(discriminate: Any, message: str) -> Discriminator:
     """Returns a discriminator with a custom error message.
 
@@ -90,8 +96,7 @@ class TextOnly(JsonObject):
     @model_validator(mode="before")
     @classmethod
     def _check_text(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind in _MEDIA:
+        if (kind := type_of(data)) in _MEDIA:
             raise ValueError(f"the model reads text, and no {kind}")
         return data
 

@@ -24,6 +24,7 @@ from .body import (
     TokenIds,
     TopLogprobs,
     is_list,
+    type_of,
     union,
 )
 from .field_rules import GENERATION_RULES, MESSAGE_RULES, PART_RULES, FieldRules
@@ -88,7 +89,7 @@ def _kind_of_prompt(value: Any) -> str | None:
 
 
 def kind_of_part(value: Any) -> str:
-    return "<refusal>" if isinstance(value, dict) and value.get("type") == "refusal" else "<text>"
+    return "<refusal>" if type_of(value) == "refusal" else "<text>"
 
 
 def _within_total(strings: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from ...errors.validation_errors import ForeignName
-from ...schemas.body import TEXT_OR_LIST, Body, CacheSalt, Fields, Several, Text, TextOnly
+from ...schemas.body import TEXT_OR_LIST, Body, CacheSalt, Fields, Several, Text, TextOnly, type_of
 from ...schemas.field_rules import (
     CALL_RULES,
     GENERATION_IGNORED,
@@ -148,8 +148,7 @@ _BLOCK_TAGS: Final = {
 
 
 def _kind_of_block(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else None
-    return _BLOCK_TAGS.get(kind, "<text>") if isinstance(kind, str) else "<text>"
+    return _BLOCK_TAGS.get(type_of(value) or "", "<text>")
 
 
 Block = Annotated[
@@ -208,8 +207,7 @@ class AnthropicTool(Fields):
 
 
 def _kind_of_tool(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return "<other>" if isinstance(kind, str) and kind != "custom" else "<custom>"
+    return "<custom>" if type_of(value) in (None, "custom") else "<other>"
 
 
 AnyAnthropicTool = Annotated[

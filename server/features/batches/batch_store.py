@@ -13,14 +13,13 @@ from ...database.dialects import LEASE_S
 from ...database.errors import StoreUnavailableError
 from ...database.group_commit import MAX_SHARE, GroupCommit, WriteLoad
 from ...errors.request_errors import ApiError, bad_value
-from ...storage.claims import Places
 from ...storage.objects import TenantObjects, missing
 from ...storage.work import Lease
 from ...storage.worker import Leases
 from ...tenants import TenantLocks, tenant
 from . import batch_table, file_table
 from .batch_lines import LineResult
-from .batch_table import BATCHES, BatchRecord, BatchStatus, BatchTotals, LineClaim, LineEnd, LineTable
+from .batch_table import BATCHES, BatchRecord, BatchStatus, BatchTotals, LineEnd, LineTable
 from .file_table import FILES, FileRecord
 
 _OWNER_S: Final = 2 * LEASE_S
@@ -188,15 +187,6 @@ class BatchStore:
         kept = await self.batches.run(lambda each: file_table.kept_by(each, batch.tenant))
         most = self.lines.max_bytes
         return file_table.full(kept.num_bytes, most) if kept.num_bytes >= most else None
-
-    async def claim(self, model: str, places: Places) -> Sequence[LineClaim]:
-        """Claims lines of any tenant for this replica, or a single line that must run alone.
-
-        Args:
-          model: Identity of the served model.
-          places: Room for lines.
-        """
-        return await self.leases.write(lambda each: self.lines.claim(each, self.leases.owner, model, places))
 
     async def end(self, lease: Lease, result: LineResult) -> bool:
         """Stores the result of a line if this replica still owns the line, and returns whether it does."""

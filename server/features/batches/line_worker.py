@@ -151,7 +151,8 @@ class LineKind(WorkKind[LineClaim]):
         return self.open_lines(running).wanted(2 * max(stats.num_preemptible_slots - stats.num_waiting, 0))
 
     async def claim(self, places: Places) -> Sequence[LineClaim]:
-        return await self._batches.claim(self._service.model.identity, places)
+        leases, model = self._batches.leases, self._service.model.identity
+        return await leases.write(lambda each: self._batches.lines.claim(each, leases.owner, model, places))
 
     def name_of(self, lease: Lease) -> str:
         return f"line {lease.number} of {lease.id}"

@@ -24,6 +24,7 @@ from ...schemas.body import (
     Several,
     Text,
     TopLogprobs,
+    type_of,
     union,
 )
 from ...schemas.field_rules import FieldRules, ignored
@@ -38,7 +39,6 @@ from .input_items import (
     MessageItem,
     ResponseItem,
     left_out,
-    type_of,
 )
 
 LOGPROBS = "message.output_text.logprobs"

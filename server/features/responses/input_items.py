@@ -15,7 +15,7 @@ from ...errors.validation_errors import ForeignName
 from ...generation.admission import admission
 from ...generation.prompts import message_text
 from ...http.responses import to_json
-from ...schemas.body import TEXT_OR_LIST, Fields, Several, Text, TextOnly
+from ...schemas.body import TEXT_OR_LIST, Fields, Several, Text, TextOnly, type_of
 from ...schemas.field_rules import (
     GENERATION_IGNORED,
     LEFT_OUT,
@@ -220,12 +220,6 @@ _ITEM_TAGS: Final = {
     "item_reference": "<item_reference>",
     **dict.fromkeys(_OTHER_ITEMS, "<other>"),
 }
-
-
-def type_of(value: Any) -> str | None:
-    """Returns the type that an object of a body names, if it does, before or after its validation."""
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return kind if isinstance(kind, str) else None
 
 
 def _kind_of_item(value: Any) -> str:

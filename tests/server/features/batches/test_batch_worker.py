@@ -168,7 +168,8 @@ async def test_a_line_that_ends_replicas_is_not_sent(
     client: httpx.AsyncClient, batches: OpenBatches, engine: FakeEngine
 ) -> None:
     batch = await started(client, line(0, "a"))
-    await batches.store.claim(batches.service.model.identity, Places(1, 1))
+    model, claim = batches.service.model.identity, batches.store.lines.claim
+    await batches.store.leases.write(lambda each: claim(each, "dead", model, Places(1, 1)))
     deaths = "num_deaths = 4, num_lone_deaths = 2, lone_fence = fence"
     change(batches, f"UPDATE roost_lines SET owner = 'dead', {deaths}, lease_until = 0")
     async with working(batches):

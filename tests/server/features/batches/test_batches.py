@@ -210,9 +210,8 @@ async def test_a_batch_expires_if_nobody_serves_its_model(
 async def test_lines_with_a_common_prefix_run_next_to_each_other(api: openai.AsyncOpenAI, batches: OpenBatches) -> None:
     prompts = [[5 + number % 3] for number in range(12)]
     batch = await started(api, b"\n".join(line(str(at), prompt=prompt) for at, prompt in enumerate(prompts)))
-    claims = [
-        claim for _ in range(4) for claim in await batches.store.claim(batches.service.model.identity, Places(3, 3))
-    ]
+    kind = LineKind(batches.service, app_of(batches), batches.store)
+    claims = [claim for _ in range(4) for claim in await kind.claim(Places(3, 3))]
     assert [json.loads(claim.data)["body"]["prompt"] for claim in claims] == [[5]] * 4 + [[6]] * 4 + [[7]] * 4
     await batches.store.leases.release([claim.lease for claim in claims])
     async with working(batches):
