@@ -209,8 +209,8 @@ class Table[Record]:
         return Page(found[: spec.limit], len(found) > spec.limit)
 
     def end_of_page(
-        self, transaction: Transaction, own: Sequence[str], limit: int, max_bytes: int, after: int = -1
-    ) -> int:
+        self, transaction: Transaction, own: Sequence[str], limit: int, max_bytes: int, after: Any = None
+    ) -> Any:
         """Returns the last key column of the last row of a page; `after` if no row follows.
 
         Both databases know the length of a value without reading it. A separate column for the length would be stored
@@ -223,20 +223,20 @@ class Table[Record]:
           after: Last key column of the row before the first one.
         """
         *names, last = self._key
-        where = " AND ".join(f"{name} = ?" for name in names)
+        where = " AND ".join([*(f"{name} = ?" for name in names), *([] if after is None else [f"{last} > ?"])])
         size = " + ".join(f"length({name})" for name in self.fields if self._types[name] is bytes)
-        rows = f"SELECT {last}, {size} AS size FROM {self.name} WHERE {where} AND {last} > ? ORDER BY {last} LIMIT ?"
+        rows = f"SELECT {last}, {size} AS size FROM {self.name} WHERE {where} ORDER BY {last} LIMIT ?"
         sums = f"SELECT {last}, sum(size) OVER (ORDER BY {last}) - size AS before FROM ({rows}) AS page"
-        query = f"SELECT coalesce(max({last}), ?) FROM ({sums}) AS sums WHERE before = 0 OR before < ?"
-        ((end,),) = transaction.rows(query, after, *own, after, limit, max_bytes)
-        return int(end)
+        query = f"SELECT max({last}) FROM ({sums}) AS sums WHERE before = 0 OR before < ?"
+        ((end,),) = transaction.rows(query, *own, *([] if after is None else [after]), limit, max_bytes)
+        return after if end is None else end
 
     def remove(self, transaction: Transaction, own: Sequence[str]) -> bool:
         """Deletes the next rows of an object, and returns whether rows are left."""
         *names, last = self._key
         where = " AND ".join(f"{name} = ?" for name in names)
         end = self.end_of_page(transaction, own, MAX_REMOVED, MAX_COMMIT.num_bytes)
-        if end < 0:
+        if end is None:
             return False
         transaction.execute(f"DELETE FROM {self.name} WHERE {where} AND {last} <= ?", *own, end)
         return bool(transaction.rows(f"SELECT 1 FROM {self.name} WHERE {where} LIMIT 1", *own))
