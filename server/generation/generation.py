@@ -59,8 +59,7 @@ class SentResponse:
 class Mailbox[Item]:
     """Queue between callbacks and one reader on the same event loop. A cancelled reader loses nothing.
 
-    `asyncio.Queue` with `asyncio.timeout` does the same, but sets a timer for each item. This class uses one timer for
-    all waits of a reader.
+    Unlike with `asyncio.Queue`, a callback can offer a text to a waiting reader without waking its task.
 
     Attributes:
       has_reader: Whether the reader waits for an item, or was cancelled while it did.
@@ -72,8 +71,6 @@ class Mailbox[Item]:
         self.take: TakeText | None = None
         self._items: deque[Item] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._waits_since = 0.0
-        self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """Number of items that were not taken."""
@@ -86,18 +83,12 @@ class Mailbox[Item]:
             self._waiter.set_result(None)
 
     def offer(self, index: int, text: str, num_tokens: int) -> bool:
-        """Offers text to `take` if the reader waits, in which case there is no item; returns whether it was taken.
-
-        The timeout starts over if the text is taken.
-        """
+        """Offers text to `take` if the reader waits, in which case there is no item; returns whether it was taken."""
         waiter, take = self._waiter, self.take
-        if take is None or waiter is None or waiter.done() or not take(index, text, num_tokens):
-            return False
-        self._waits_since = asyncio.get_running_loop().time()
-        return True
+        return take is not None and waiter is not None and not waiter.done() and take(index, text, num_tokens)
 
     async def get(self, timeout_s: float | None) -> Item | None:
-        """Returns the next item, or None after the timeout, which is the same in all calls; None waits forever.
+        """Returns the next item, or None after the timeout. A timeout of None waits forever.
 
         If an item is already there, other tasks get a turn first: a reader that has fallen behind must not block them.
         """
@@ -105,36 +96,16 @@ class Mailbox[Item]:
         if self._items:
             await asyncio.sleep(0)
         else:
-            loop = asyncio.get_running_loop()
-            if self._timer is None and timeout_s is not None:
-                self._set_timer(timeout_s, timeout_s)
-            self._waiter, self._waits_since = loop.create_future(), loop.time()
+            self._waiter = asyncio.get_running_loop().create_future()
             try:
-                await self._waiter
+                async with asyncio.timeout(timeout_s):
+                    await self._waiter
+            except TimeoutError:
+                pass
             finally:
                 self._waiter = None
         self.has_reader = False
         return self._items.popleft() if self._items else None
-
-    def close(self) -> None:
-        """Cancels the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _set_timer(self, seconds: float, timeout_s: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._on_timer, timeout_s)
-
-    def _on_timer(self, timeout_s: float) -> None:
-        """Wakes a reader that has waited for the timeout; otherwise sets the timer again."""
-        self._timer = None
-        if self._waiter is None:
-            return
-        left = self._waits_since + timeout_s - asyncio.get_running_loop().time()
-        if left > 0:
-            self._set_timer(left, timeout_s)
-        elif not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class ChoiceStream:
@@ -403,7 +374,7 @@ class Generation:
         """Returns the next delta, or None after the timeout.
 
         Args:
-          timeout_s: Seconds to wait, the same in all calls; None waits forever.
+          timeout_s: Seconds to wait; None waits forever.
           take: Callback that is offered each text-only delta before the waiting reader is woken for it.
 
         Raises:
@@ -435,7 +406,6 @@ class Generation:
 
     def close(self) -> None:
         """Ends the unfinished choices, and reports all as settled. Call it once."""
-        self._mailbox.close()
         self._end()
         for record in self._records:
             record.settle()

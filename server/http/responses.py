@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import math
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -271,11 +270,7 @@ async def respond(
         generation = await resources.enter_async_context(service.generation(builder.id, spec))
         if not stream:
             return await _whole(generation, builder, report_warnings=report_warnings)
-        try:  # an error before the first token still sets the response's status
-            async with asyncio.timeout(FIRST_TOKEN_TIMEOUT_S):
-                first = await generation.next_within(None)
-        except TimeoutError:
-            first = None
+        first = await generation.next_within(FIRST_TOKEN_TIMEOUT_S)  # an error before it still sets the status
         report = _report() if report_warnings else {}
         cycle = request.scope.get(CYCLE)
         writer = None if cycle is None else BodyWriter(cycle)
@@ -315,7 +310,7 @@ async def stream_events(
     generation: Generation,
     first: Delta | None,
     builder: ResponseBuilder,
-    keep_alive_s: float | None,
+    keep_alive_s: float,
     report: Mapping[str, Any] = MappingProxyType({}),
     writer: BodyWriter | None = None,
 ) -> AsyncGenerator[bytes]:
@@ -323,12 +318,10 @@ async def stream_events(
 
     Args:
       first: Delta that was already taken from the generation.
-      keep_alive_s: Seconds for which the stream may be silent, even if tokens without text arrive; None sends no
-        keep-alives.
+      keep_alive_s: Seconds for which the stream may be silent, even if tokens without text arrive.
       report: Further fields of the first chunk.
       writer: Takes events of text while the stream waits, so that no task is woken for them.
     """
-    timeout_s = math.inf if keep_alive_s is None else keep_alive_s
     now, own = asyncio.get_running_loop().time, admission.get()
     silent_since = now()
 
@@ -365,11 +358,11 @@ async def stream_events(
         silent_since = now()
         while True:
             try:
-                delta = await generation.next_within(keep_alive_s, write_text)
+                delta = await generation.next_within(max(silent_since + keep_alive_s - now(), 0), write_text)
             except StopAsyncIteration:
                 break
             events = [] if delta is None else await encode_delta(delta)
-            if not events and (delta is None or now() - silent_since >= timeout_s):
+            if not events and now() - silent_since >= keep_alive_s:
                 events = [builder.sse.keep_alive]
             for event in events:
                 yield event

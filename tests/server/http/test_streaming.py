@@ -3,17 +3,19 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
 from fake_engine import FakeEngine
 from fake_server import live, make_service, until
+from held_time import held_time
 from roost.server.generation.delta import Delta
 from roost.server.generation.generation import Generation, TakeText
 from roost.server.generation.prompts import Prompt
 from roost.server.generation.service import Service
-from roost.server.http.responses import KEEP_ALIVE, stream_events
+from roost.server.http.responses import KEEP_ALIVE, BodyWriter, stream_events
 from roost.server.observability.logging import ACCESS_LOGGER
 from roost.server.openai.completions import ChatBody, ChatResponseBuilder
 from roost.server.text.served_model import ServedModel
@@ -99,6 +101,33 @@ async def test_a_stream_of_tokens_without_text_is_kept_alive_too(model: ServedMo
     generation = Scripted([silent, Delta(0, "b", token_ids=(7,)), silent, silent])
     events = [event async for event in stream_events(generation, None, builder, keep_alive_s=0.0)]
     assert [event == KEEP_ALIVE for event in events] == [False, True, False, True, True, False]
+
+
+async def test_text_that_is_written_directly_postpones_the_comment(model: ServedModel) -> None:
+    body = ChatBody.model_validate({"messages": [{"role": "user", "content": "hi"}]})
+    builder, written, waits = ChatResponseBuilder(body, model, Prompt((4,))), list[bytes](), list[float | None]()
+    writer = cast(BodyWriter, SimpleNamespace(is_open=True, write=written.append))
+    with held_time() as time:
+
+        class Direct(Generation):
+            def __init__(self) -> None:
+                pass
+
+            async def next_within(self, timeout_s: float | None, take: TakeText | None = None) -> Delta | None:
+                waits.append(timeout_s)
+                if len(waits) == 3:
+                    raise StopAsyncIteration
+                if len(waits) == 1:
+                    await time.skip(0.75)
+                    assert take is not None
+                    assert take(0, "b", 1)
+                await time.skip(0.5)
+                return None
+
+        events = [event async for event in stream_events(Direct(), None, builder, 1.0, writer=writer)]
+    assert len(written) == 1
+    assert waits == pytest.approx([1.0, 0.5, 1.0]), "after 0.5 s of silence there is nothing to send"
+    assert [event == KEEP_ALIVE for event in events] == [False, True, False]
 
 
 async def test_a_failure_in_the_middle_is_an_event_and_the_end(
