@@ -65,7 +65,6 @@ async def chat(body: ChatFields, service: Service, *, holds_output: bool = True)
         copies=PromptCopies(int(body.return_token_ids), body.prompt_logprobs),
         holds_output=holds_output,
         may_call=conversation.tools is not None and bool(conversation.tools.introduced),
-        limit_param=None if body.max_completion_tokens is None else "max_completion_tokens",
     )
 
 
@@ -108,13 +107,11 @@ def spec_of(
     holds_output: bool,
     may_call: bool = False,
     sends_ids: bool = False,
-    limit_param: str | None = None,
 ) -> GenerationSpec:
     """Returns the spec of a body, with the fields that the three endpoints share.
 
     Args:
       params: Sampling parameters of the choices of each prompt.
-      limit_param: Field that limits the number of tokens, if it is not `max_tokens`.
     """
     return GenerationSpec(
         prompts,
@@ -126,7 +123,6 @@ def spec_of(
         may_call=may_call,
         sends_ids=sends_ids,
         holds_output=holds_output,
-        limit_param=limit_param or (None if body.max_tokens is None else "max_tokens"),
         copies=copies,
         state=state,
         cache_salt=body.cache_salt,

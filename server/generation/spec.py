@@ -47,7 +47,6 @@ class GenerationSpec:
       may_call: Whether the output may consist of tool calls.
       sends_ids: Whether clients receive token ids instead of text.
       holds_output: Whether the whole output is held until the response ends, as opposed to streamed and discarded.
-      limit_param: Field that limits the number of tokens; None if the request sets no limit.
       copies: Parts of the prompts that the response repeats.
       state: Saved state that all prompts continue. The prompts already include its token history.
       cache_salt: Name of a separate prefix cache: requests share cached states only with the same salt.
@@ -69,7 +68,6 @@ class GenerationSpec:
     may_call: bool = False
     sends_ids: bool = False
     holds_output: bool = True
-    limit_param: str | None = None
     copies: PromptCopies = PromptCopies()
     state: StoredState | None = None
     cache_salt: str = ""
@@ -100,7 +98,7 @@ _ID_BYTES: Final = 12
 """Memory of a repeated token id, as JSON."""
 
 
-def response_size(spec: GenerationSpec, max_token_bytes: int) -> tuple[int, list[SamplingParams]]:
+def response_size(spec: GenerationSpec, max_token_bytes: int) -> tuple[int, Sequence[SamplingParams]]:
     """Returns the memory of what a response repeats of its prompts, and the sampling parameters of each choice of a
     prompt, limited to the tokens that a whole response has room for.
 
@@ -110,7 +108,7 @@ def response_size(spec: GenerationSpec, max_token_bytes: int) -> tuple[int, list
     Raises:
       ApiError: 400, the response could hold more than `MAX_RESPONSE_BYTES`.
     """
-    parts, params = _prompt_parts(spec, max_token_bytes), list(spec.params)
+    parts, params = _prompt_parts(spec, max_token_bytes), spec.params
     prompt_bytes = sum(parts.values())
     if prompt_bytes > MAX_RESPONSE_BYTES:
         largest = max(parts, key=lambda param: parts[param])
@@ -118,20 +116,16 @@ def response_size(spec: GenerationSpec, max_token_bytes: int) -> tuple[int, list
         raise _too_large(largest, prompt_bytes, fix)
     if not spec.holds_output:
         return prompt_bytes, params
-    first = params[0]
-    per_token = _TOKEN_BYTES
+    first, token_bytes = params[0], _TOKEN_BYTES
     if first.logprobs is not None:
-        per_token += _entry_bytes(first.logprobs + len(first.logprob_token_ids), max_token_bytes)
-    num_choices, limit = len(spec.prompts) * len(params), first.max_tokens
-    room = (MAX_RESPONSE_BYTES - prompt_bytes) // (num_choices * per_token)
-    has_logprobs = first.logprobs is not None  # without them, a huge limit often means no limit
-    requested = limit if has_logprobs and limit is not None and spec.limit_param is not None else first.min_tokens
-    if requested > room:
-        param = "min_tokens" if requested == first.min_tokens else spec.limit_param or "max_tokens"
-        fix = f"send a lower {param}, n{' or logprobs' if has_logprobs else ''}, or stream: true"
-        raise _too_large(param, prompt_bytes + requested * num_choices * per_token, fix)
-    if limit is None or limit > room:
-        params = [replace(each, max_tokens=max(room, 1)) for each in params]
+        token_bytes += _entry_bytes(first.logprobs + len(first.logprob_token_ids), max_token_bytes)
+    token_bytes *= len(spec.prompts) * len(params)  # a token of each choice
+    room = max((MAX_RESPONSE_BYTES - prompt_bytes) // token_bytes, 1)
+    if first.min_tokens > room:
+        fix = "send a lower min_tokens or n, fewer logprobs, or stream: true"
+        raise _too_large("min_tokens", prompt_bytes + first.min_tokens * token_bytes, fix)
+    if first.max_tokens is None or first.max_tokens > room:
+        params = [replace(each, max_tokens=room) for each in params]
     return prompt_bytes, params
 
 

@@ -70,7 +70,6 @@ async def messages_spec(body: MessagesBody, service: Service) -> GenerationSpec:
         ignore_eos=body.ignore_eos,
         may_call=conversation.tools is not None and bool(conversation.tools.introduced),
         holds_output=not body.stream,
-        limit_param="max_tokens",
         state=state,
         cache_salt=body.cache_salt,
         priority=body.priority,

@@ -366,7 +366,6 @@ def generation_spec(
         with_tools(constraint, body.tool_options),
         ignore_eos=body.ignore_eos,
         may_call=bool(body.tool_options.introduced),
-        limit_param=None if body.max_output_tokens is None else "max_output_tokens",
         state=state,
         cache_salt=body.cache_salt,
         priority=body.priority,
