@@ -42,6 +42,10 @@ _MAX_MESSAGE: Final = 1000
 _MAX_REASON: Final = 160
 """Maximum characters of an error's message in the log."""
 
+_QUOTED: Final = re.compile(r"""(?<!\w)['"](?:.*['"]|.*)""")
+"""Text from the first quotation mark to the last one, or to the end without a second one. A mark within a word is an
+apostrophe."""
+
 WARNINGS_HEADER: Final = "x-roost-warnings"
 
 MAX_WARNINGS: Final = 16
@@ -191,16 +195,10 @@ def log_reason(error: ApiError) -> str:
 def _without_quotes(text: str) -> str:
     """Returns the text without everything between its first and last quotation mark, if it may contain a client's text.
 
-    A client's text is quoted by Python's `repr`, so it has an unpaired quotation mark only if it was truncated. A mark
-    within a word is an apostrophe. Paired double quotation marks enclose the valid values of a field.
+    A client's text is quoted by Python's `repr`, so it has an unpaired quotation mark only if it was truncated. Paired
+    double quotation marks enclose the valid values of a field.
     """
-    if "'" not in text and text.count('"') % 2 == 0:
-        return text
-    first = re.search(r"(?<!\w)['\"]", text)
-    if first is None:
-        return text
-    last = max(text.rfind("'"), text.rfind('"'))
-    return f"{text[: first.start()]}…{text[last + 1 :] if last > first.start() else ''}"
+    return text if "'" not in text and text.count('"') % 2 == 0 else _QUOTED.sub("…", text)
 
 
 _KINDS: Final[Mapping[type[Exception], ErrorKind]] = {

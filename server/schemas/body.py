@@ -6,6 +6,7 @@ unknown or have no effect here.
 
 import re
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from functools import cache, lru_cache
 from typing import Annotated, Any, ClassVar, Final, NamedTuple
 
@@ -82,23 +83,6 @@ class JsonObject(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", frozen=True, use_attribute_docstrings=True)
 
     field_rules: ClassVar[FieldRules] = NO_RULES
-
-
-_MEDIA: Final = frozenset(
-    {"audio_url", "document", "file", "image", "image_url", "input_audio", "input_file", "input_image", "video_url"}
-)
-"""Types of parts that are not text, in the APIs of OpenAI, Anthropic and vLLM."""
-
-
-class TextOnly(JsonObject):
-    """A part of a message where other servers also accept images, audio and files."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_text(cls, data: Any) -> Any:
-        if (kind := type_of(data)) in _MEDIA:
-            raise ValueError(f"the model reads text, and no {kind}")
-        return data
 
 
 class Fields(JsonObject):
@@ -183,7 +167,7 @@ _MAX_UNNAMED: Final = 100
 """Maximum number of different fields missing from the schema that are examined, in addition to refused ones."""
 
 _MIN_NEAR_MISS: Final = 6
-"""Minimum letters of an unknown name that is refused because it is one edit away from a known one."""
+"""Minimum letters of an unknown name that is refused because it is almost a known one."""
 
 _MAX_NAME: Final = 60
 """Maximum characters of a name that is compared with known ones."""
@@ -304,10 +288,11 @@ def _names_of(kind: type[JsonObject]) -> set[str]:
 
 @lru_cache(maxsize=1024)
 def near_miss(kind: type[JsonObject], name: str) -> str | None:
-    """Returns the field of an object that a name is one edit away from, unless another API has a field of this name."""
+    """Returns the field of an object that almost has this name, unless another API has a field of this name."""
     if not _MIN_NEAR_MISS <= len(name) <= _MAX_NAME or name in _all_names():
         return None
-    return next((each for each in _names_of(kind) if _is_one_edit(name, each)), None)
+    likeness = 1 - 1.1 / len(name)  # of two names that differ in one letter
+    return next(iter(get_close_matches(name, _names_of(kind), 1, likeness)), None)
 
 
 @cache
@@ -318,17 +303,6 @@ def _all_names() -> frozenset[str]:
         kinds += kind.__subclasses__()
         names.update(_names_of(kind), kind.field_rules.names)
     return frozenset(names)
-
-
-def _is_one_edit(a: str, b: str) -> bool:
-    """Returns whether one letter more, less or changed, or two neighbours swapped, turn one name into the other."""
-    if abs(len(a) - len(b)) > 1:
-        return False
-    if len(a) != len(b):
-        short, long = sorted((a, b), key=len)
-        return any(long[:place] + long[place + 1 :] == short for place in range(len(long)))
-    first, *others = [place for place, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
-    return not others or (others == [first + 1] and a[first : first + 2] == b[first : first + 2][::-1])
 
 
 def _refused(field: UnnamedField, rule: ForeignName) -> ApiError:

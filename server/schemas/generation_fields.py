@@ -20,7 +20,6 @@ from .body import (
     SchedulingFields,
     Several,
     Text,
-    TextOnly,
     TokenIds,
     TopLogprobs,
     is_list,
@@ -124,7 +123,7 @@ Prompt = Annotated[
 ]
 
 
-class TextPart(TextOnly):
+class TextPart(JsonObject):
     field_rules: ClassVar[FieldRules] = PART_RULES
 
     type: Literal["text"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from ...errors.validation_errors import ForeignName
-from ...schemas.body import TEXT_OR_LIST, Body, CacheSalt, Fields, Several, Text, TextOnly, type_of
+from ...schemas.body import TEXT_OR_LIST, Body, CacheSalt, Fields, Several, Text, type_of
 from ...schemas.field_rules import (
     CALL_RULES,
     GENERATION_IGNORED,
@@ -60,7 +60,7 @@ COUNT_TOKENS_RULES: Final = FieldRules(
 """Rules of bodies whose tokens are counted, which may contain all fields of a message's body."""
 
 
-class TextBlock(TextOnly, Fields):
+class TextBlock(Fields):
     """A text. `cache_control` and `citations` are ignored."""
 
     field_rules: ClassVar[FieldRules] = PART_RULES

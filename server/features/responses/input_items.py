@@ -15,7 +15,7 @@ from ...errors.validation_errors import ForeignName
 from ...generation.admission import admission
 from ...generation.prompts import message_text
 from ...http.responses import to_json
-from ...schemas.body import TEXT_OR_LIST, Fields, Several, Text, TextOnly, type_of
+from ...schemas.body import TEXT_OR_LIST, Fields, JsonObject, Several, Text, type_of
 from ...schemas.field_rules import (
     GENERATION_IGNORED,
     LEFT_OUT,
@@ -63,7 +63,7 @@ ITEM_RULES: Final = FieldRules(
 TEXT_OPTIONS_RULES: Final = FieldRules(ignored("verbosity"))
 
 
-class ResponseTextPart(TextOnly):
+class ResponseTextPart(JsonObject):
     """A text of the user or of the assistant."""
 
     field_rules: ClassVar[FieldRules] = PART_RULES

@@ -180,7 +180,7 @@ async def test_tokens_are_counted_as_they_will_be_read(client: httpx.AsyncClient
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
             400,
             "invalid_request_error",
-            "messages[0].content[0]: the model reads text, and no image",
+            'messages[0].content[0].type must be "text", got "image"',
         ),
         (
             {"tools": [{"type": "bash_20250124", "name": "b"}], "tool_choice": {"type": "tool", "name": "b"}},
