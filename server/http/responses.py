@@ -8,7 +8,6 @@ from array import array
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
@@ -19,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from ..database.errors import StoreUnavailableError as StoreError
-from ..errors.request_errors import ApiError, from_exception, log_reason, request_warnings
+from ..errors.request_errors import ApiError, from_exception, log_reason
 from ..generation.admission import admission
 from ..generation.delta import Delta
 from ..generation.generation import Generation, collect
@@ -254,12 +253,8 @@ async def respond(
     builder: ResponseBuilder,
     *,
     stream: bool,
-    report_warnings: bool = False,
 ) -> Response:
     """Generates for as long as the client stays connected.
-
-    Args:
-      report_warnings: Whether the body lists the parts of the request that were dropped or ignored.
 
     Raises:
       ApiError: The spec cannot be generated, or the engine refused a choice before anything was sent.
@@ -269,23 +264,21 @@ async def respond(
         await resources.enter_async_context(until_disconnect(request.receive))
         generation = await resources.enter_async_context(service.generation(builder.id, spec))
         if not stream:
-            return await _whole(generation, builder, report_warnings=report_warnings)
+            return await _whole(generation, builder)
         first = await generation.next_within(FIRST_TOKEN_TIMEOUT_S)  # an error before it still sets the status
-        report = _report() if report_warnings else {}
         cycle = request.scope.get(CYCLE)
         writer = None if cycle is None else BodyWriter(cycle)
-        events = stream_events(generation, first, builder, service.limits.keep_alive_s, report, writer)
+        events = stream_events(generation, first, builder, service.limits.keep_alive_s, writer)
         return EventStream(events, resources.pop_all())  # the response closes them
 
 
-async def _whole(generation: Generation, builder: ResponseBuilder, *, report_warnings: bool) -> Response:
+async def _whole(generation: Generation, builder: ResponseBuilder) -> Response:
     choices = await collect(generation)
     generation.sent.order = array("i", builder.order(choices))
     num_values = sum(_num_values(choice) for choice in choices)
     whole = await admission.get().run(lambda: builder.whole(choices), is_long=num_values >= MANY_VALUES)
     await _finish(generation, builder)
-    report = _report() if report_warnings else {}
-    return await made_json_response(lambda: {**whole, **report}, num_values=num_values)
+    return await made_json_response(lambda: whole, num_values=num_values)
 
 
 async def _finish(generation: Generation, builder: ResponseBuilder) -> None:
@@ -294,11 +287,6 @@ async def _finish(generation: Generation, builder: ResponseBuilder) -> None:
     except Exception:
         generation.discard()
         raise
-
-
-def _report() -> Mapping[str, Any]:
-    """Returns the fields that report the warnings of the current request so far."""
-    return {"warnings": tuple(request_warnings.get([]))}
 
 
 def _num_values(choice: Delta) -> int:
@@ -311,7 +299,6 @@ async def stream_events(
     first: Delta | None,
     builder: ResponseBuilder,
     keep_alive_s: float,
-    report: Mapping[str, Any] = MappingProxyType({}),
     writer: BodyWriter | None = None,
 ) -> AsyncGenerator[bytes]:
     """Yields the bytes of a stream. If the generation fails, the stream ends with the builder's chunks about the error.
@@ -319,20 +306,13 @@ async def stream_events(
     Args:
       first: Delta that was already taken from the generation.
       keep_alive_s: Seconds for which the stream may be silent, even if tokens without text arrive.
-      report: Further fields of the first chunk.
       writer: Takes events of text while the stream waits, so that no task is woken for them.
     """
     now, own = asyncio.get_running_loop().time, admission.get()
     silent_since = now()
 
     def encode(chunks: Iterable[Mapping[str, Any]], write: Callable[[Any], bytes] = to_json) -> list[bytes]:
-        nonlocal report
-        encoded = []
-        for chunk in chunks:
-            if report:
-                chunk, report = {**chunk, **report}, {}
-            encoded.append(builder.sse.encode(chunk, write))
-        return encoded
+        return [builder.sse.encode(chunk, write) for chunk in chunks]
 
     async def encode_delta(delta: Delta) -> list[bytes]:
         if own.is_large and builder.repeats_prompt(delta):
@@ -341,7 +321,7 @@ async def stream_events(
 
     def write_text(index: int, text: str, num_tokens: int) -> bool:
         nonlocal silent_since
-        if report or writer is None or not writer.is_open:
+        if writer is None or not writer.is_open:
             return False
         if (event := builder.text_event(index, text, num_tokens)) is None:
             return False

@@ -101,7 +101,7 @@ async def create_chat_completion(body: ChatBody, request: Request, service: Read
     check_stream(body)
     spec = await chat(body, service, holds_output=not body.stream)
     builder = ChatResponseBuilder(body, service.model, spec.prompts[0])
-    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
+    return await respond(service, request, spec, builder, stream=body.stream)
 
 
 @router.post("/v1/completions", responses=streamable(Completion, Completion))
@@ -113,7 +113,7 @@ async def create_completion(body: CompletionBody, request: Request, service: Rea
         raise bad_value("best_of", "best_of larger than n cannot be streamed: which is best is known at the end")
     spec = await completion(body, service, holds_output=not body.stream)
     builder = CompletionResponseBuilder(body, service.model, spec.prompts)
-    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
+    return await respond(service, request, spec, builder, stream=body.stream)
 
 
 def check_stream(body: ChatBody | CompletionBody) -> None:

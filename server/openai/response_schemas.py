@@ -81,7 +81,6 @@ class ReportFields(TypedDict):
     created: int
     model: str
     system_fingerprint: str
-    warnings: NotRequired[list[str]]
 
 
 class CalledFunctionPart(TypedDict):

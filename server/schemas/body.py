@@ -143,10 +143,9 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class SchedulingFields(Body):
-    """Scheduling parameters of a request, and `return_warnings`. A lower priority goes first, as in vLLM.
+    """Scheduling parameters of a request. A lower priority goes first, as in vLLM.
 
-    `queue_timeout` limits the time without a slot, `timeout` the whole time. `return_warnings` reports in the body
-    which parts of the request were dropped or ignored.
+    `queue_timeout` limits the time without a slot, `timeout` the whole time.
     """
 
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
@@ -157,10 +156,6 @@ class SchedulingFields(Body):
 
     timeout: Seconds | None = None
     """Maximum seconds for the whole request, after which it gets a 504. `--request-timeout` is the upper limit."""
-
-    return_warnings: bool = False
-    """Whether the response's field `warnings` lists the dropped or ignored parts of the request, as `x-roost-warnings`
-    does."""
 
 
 _MAX_UNNAMED: Final = 100

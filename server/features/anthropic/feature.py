@@ -37,7 +37,7 @@ async def create_message(body: MessagesBody, request: Request, service: ReadySer
     warn_all(body.dropped)
     spec = await messages_spec(body, service)
     builder = MessageBuilder(service.model, spec.prompts[0])
-    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
+    return await respond(service, request, spec, builder, stream=body.stream)
 
 
 @router.post("/v1/messages/count_tokens", responses=ANTHROPIC_ERRORS)

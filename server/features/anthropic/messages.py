@@ -52,7 +52,6 @@ class MessageObject(TypedDict):
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"] | None
     stop_sequence: str | None
     usage: MessageUsage
-    warnings: NotRequired[list[str]]
 
 
 class MessageEvent(TypedDict):

@@ -67,7 +67,7 @@ async def generate(body: GenerateBody, request: Request, service: ReadyService) 
     """Returns continuations of the token ids."""
     spec = await generate_spec(body, service)
     builder = TokensResponseBuilder(body, service.model, spec.prompts[0])
-    return await respond(service, request, spec, builder, stream=body.stream, report_warnings=body.return_warnings)
+    return await respond(service, request, spec, builder, stream=body.stream)
 
 
 async def generate_spec(body: GenerateBody, service: Service) -> GenerationSpec:

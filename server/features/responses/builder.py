@@ -101,7 +101,6 @@ class ResponseObject(TypedDict):
     user: str | None
     conversation: NotRequired[ResponseConversation]
     inexact: NotRequired[bool]
-    warnings: NotRequired[list[str]]
 
 
 class InputTokens(TypedDict):

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from ...database.errors import StoreUnavailableError, WriteTooLargeError
 from ...errors import kinds
-from ...errors.request_errors import ApiError, bad_value, from_exception, request_warnings, warn, warn_all
+from ...errors.request_errors import ApiError, bad_value, from_exception, warn, warn_all
 from ...generation.admission import admission, stored_json
 from ...generation.prompts import Prompt
 from ...generation.state_store import StoredState
@@ -72,8 +72,7 @@ async def create_response(
         if body.background:
             return await _create_background(responses, prepared, request)
         builder, spec = _builder(responses, prepared), prepared.spec
-        warns = body.return_warnings
-        response = await respond(service, request, spec, builder, stream=body.stream, report_warnings=warns)
+        response = await respond(service, request, spec, builder, stream=body.stream)
         if isinstance(response, EventStream):
             response.hold(resources.pop_all())
         return response
@@ -100,8 +99,7 @@ def _builder(responses: OpenResponses, prepared: Prepared) -> ResponsesBuilder:
                 message = "the response was generated, and could not be stored: nothing of it is kept"
                 raise ApiError(kinds.RESPONSE_NOT_STORED, message) from None
             warn("store: the response could not be stored")
-            late = body.stream and body.return_warnings  # the stream has reported the others
-            response.update({"store": False, **({"warnings": request_warnings.get([])} if late else {})})
+            response["store"] = False
 
     if body.store and body.stream and store.is_shared:
         return ResumableBuilder(prepared, service, store, keep)

@@ -21,7 +21,7 @@ from roost.server.text.tokenizer import Tokenizer
 HI = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
 LOGPROBS: dict[str, Any] = {"logprobs": True, "top_logprobs": 2}
-REPORTS: dict[str, Any] = {"return_token_ids": True, "return_warnings": True}
+REPORTS: dict[str, Any] = {"return_token_ids": True}
 INCLUDE = {"include": ["message.output_text.logprobs"]}
 USAGE = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 TOOL = {"name": "f", "parameters": {"type": "object"}}

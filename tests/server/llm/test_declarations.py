@@ -12,7 +12,6 @@ from roost.server.settings import all_settings
 LEFT_OUT = {
     "model": "there is only one",
     "return_token_ids": "outputs always hold them",
-    "return_warnings": "outputs always hold them",
     "truncation_side": "vLLM's parameters have no such thing",
     "queue_timeout": "nobody else is in the queue",
     **dict.fromkeys(("response_format", "json_schema", "grammar", "regex", "ebnf"), "structured_outputs"),

@@ -86,7 +86,6 @@ async def test_unknown_names_pass_and_are_reported(client: httpx.AsyncClient, ki
     assert response.status_code == 200
     assert warnings_of(response) == ["brand_new", "tmpraturre", "späße, \r\nx-evil"]
     assert "x-evil" not in response.headers
-    assert "warnings" not in response.json()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -104,21 +103,6 @@ async def test_reports_are_bounded(client: httpx.AsyncClient) -> None:
     reported = warnings_of(response)
     assert len(reported) == 16
     assert all(len(each) == 60 for each in reported)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_reports_stand_in_the_body_on_request(client: httpx.AsyncClient, kind: type[Fields]) -> None:
-    """A stream has them in its first chunk."""
-    body = (await post(client, kind, brand_new=1, return_warnings=True)).json()
-    assert body["warnings"] == ["brand_new"]
-    assert (await post(client, kind, return_warnings=True)).json()["warnings"] == []
-    for asks in (True, False):
-        response = await post(client, kind, brand_new=1, return_warnings=asks, stream=True)
-        assert warnings_of(response) == ["brand_new"]
-        lines = [line for line in response.text.split("\n") if line.startswith("data: {")]
-        first, *others = [json.loads(line.removeprefix("data: ")) for line in lines]
-        assert first.get("warnings") == (["brand_new"] if asks else None)
-        assert not any("warnings" in each for each in others)
 
 
 FUNCTION = {"name": "f", "parameters": {"type": "object"}}
