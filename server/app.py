@@ -48,10 +48,10 @@ _ERROR_SHAPES: Final = [feature.error_shape for feature in FEATURES if feature.e
 
 _OPEN_TO_ALL: Final = Access()
 
-_PUBLIC_PATHS: Final = frozenset({"/v1", "/v1/", "/docs", "/health", "/health/ready", "/metrics"}).union(
+_PUBLIC_PATHS: Final = frozenset({"/docs", "/health", "/health/ready", "/metrics"}).union(
     *(feature.public_paths for feature in FEATURES)
 )
-"""Paths that need no API key: the API's root and documentation, probes, metrics, and public paths of features."""
+"""Paths that need no API key: the list of endpoints, probes, metrics, and public paths of features."""
 
 
 def open_features(opening: Opening, features: Sequence[Feature] = FEATURES) -> list[OpenFeature]:
@@ -108,15 +108,9 @@ def create_app(
     for router in admin_routers:
         app.include_router(router)
     install_error_handlers(app, _ERROR_SHAPES)
-    public_routes, admin_routes = _routes_of(_ROUTERS), _routes_of(admin_routers)
-    routes = [*public_routes, *admin_routes]
+    admin_routes = _routes_of(admin_routers)
+    routes = [*_routes_of(_ROUTERS), *admin_routes]
     app.state.paths = [route.path for route in routes if route.include_in_schema and "{" not in route.path]
-    app.state.endpoints = [
-        f"{method} {route.path}"
-        for route in public_routes
-        if route.include_in_schema and route.path.startswith("/v1/")
-        for method in sorted(route.methods or ())
-    ]
     app.add_middleware(HeadAndOptions, routes=routes)
     unlimited = frozenset[str]().union(*(feature.unlimited_paths for feature in FEATURES))
     app.add_middleware(BodyLimit, admissions=service.admissions, exempt_paths=unlimited)

@@ -1,4 +1,4 @@
-"""Responses to errors in the shape of each API, errors behind exceptions of FastAPI, and directions for wrong URLs."""
+"""Responses to errors in the shape of each API, errors behind exceptions of FastAPI, and hints for wrong URLs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -16,8 +16,6 @@ from ...engine import RoostError
 from ..errors import kinds
 from ..errors.request_errors import CLIENT_CLOSED_REQUEST, ApiError, from_exception, log_reason, refusal
 from ..observability.logging import error_reason
-
-_API_ROOT: Final = "/v1"
 
 _OTHER_SERVERS: Final[Mapping[str, str]] = {
     "/api/chat": "/v1/chat/completions",
@@ -78,7 +76,7 @@ def _shaped(error: ApiError, scope: Scope | None) -> Any:
         return error.body
     shapes: Sequence[ErrorShape] = scope["app"].state.error_shapes
     path, headers = scope["path"], Headers(scope=scope)
-    is_api = path == _API_ROOT or path.startswith(f"{_API_ROOT}/")
+    is_api = path.startswith("/v1/")
     found = (each for each in shapes if path.startswith(each.prefix) or (is_api and each.header in headers))
     return next((shape.body(error) for shape in found), error.body)
 
@@ -97,9 +95,6 @@ def install_error_handlers(app: FastAPI, shapes: Sequence[ErrorShape]) -> None:
 
 
 async def _respond(request: Request, error: Exception) -> Response:
-    path = request.url.path
-    if path.rstrip("/") == _API_ROOT:
-        return _directions(request)
     match error:
         case RequestValidationError():
             detail = error.errors()[0]
@@ -135,21 +130,7 @@ def _directions_to(request: Request) -> str:
     if right is None:
         likely = get_close_matches(path[:_MAX_PATH], request.app.state.paths, n=1, cutoff=_MIN_LIKENESS)
         right = next(iter(likely), None)
-    return "GET /v1 lists the endpoints" if right is None else f"use {request.scope.get('root_path', '')}{right}"
-
-
-def _directions(request: Request) -> Response:
-    """Returns a 404 with directions for the API's base URL, which people open in a browser."""
-    page = str(request.base_url)
-    message = (
-        f"no such URL ({request.method} {request.url.path}): this is the base URL for API clients, such as "
-        f'OpenAI(base_url="{page}v1"); the page to chat on is {page}'
-    )
-    error = ApiError(kinds.NO_SUCH_URL, message)
-    error_reason.get([]).append(log_reason(error))
-    return JSONResponse(
-        {**_shaped(error, request.scope), "chat_page": page, "endpoints": request.app.state.endpoints}, 404
-    )
+    return "GET /docs lists the endpoints" if right is None else f"use {request.scope.get('root_path', '')}{right}"
 
 
 async def _no_response(request: Request, error: Exception) -> Response:

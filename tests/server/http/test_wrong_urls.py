@@ -43,10 +43,12 @@ async def test_a_wrong_url_says_the_right_one(client: httpx.AsyncClient, path: s
     assert response.json()["error"]["message"] == f"no such URL (POST {path}): use {right}"
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/v1/embeddings", "/v1/moderations", "/v1/engines", "/" + "v1/" * 200])
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/v1", "/v1/embeddings", "/v1/moderations", "/v1/engines", "/" + "v1/" * 200]
+)
 async def test_a_url_without_a_right_one_says_where_all_are(client: httpx.AsyncClient, path: str) -> None:
     message = (await client.get(path)).json()["error"]["message"]
-    assert message.endswith("): GET /v1 lists the endpoints")
+    assert message.endswith("): GET /docs lists the endpoints")
 
 
 async def test_a_hint_has_the_prefix_of_a_proxy(service: Service) -> None:

@@ -224,7 +224,7 @@ async def test_errors_of_the_outer_layers_have_it_too(service: Service, engine: 
                     ("authentication_error", "GET", "/v1/models", {}),
                     ("not_found_error", "GET", "/v1/models/claude", key),
                     ("not_found_error", "POST", "/v1/complete", key),
-                    ("not_found_error", "GET", "/v1", key),
+                    ("not_found_error", "GET", "/v1/", key),
                     ("invalid_request_error", "POST", "/v1/chat/completions", key),
                 )
             ],

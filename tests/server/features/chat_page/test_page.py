@@ -160,22 +160,3 @@ def test_a_wheel_holds_the_page_and_the_licences(tmp_path: Path) -> None:
     assert shipped == {name for name in there if "__pycache__" not in name}
     licences = set(distribution.metadata.license_files)
     assert licences >= {f"server/features/chat_page/vendor/{name}.LICENSE.txt" for name in VENDORED}
-
-
-@pytest.mark.parametrize("path", ["/v1", "/v1/"])
-@pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_the_apis_root_says_where_to_go(client: httpx.AsyncClient, method: str, path: str) -> None:
-    """A browser asks for it, and a client that was given it for the whole URL."""
-    response = await client.request(method, path, headers={"host": "roost.example:8000"})
-    assert response.status_code == 404
-    content = response.json()
-    assert content["chat_page"] == "http://roost.example:8000/"
-    assert {"POST /v1/chat/completions", "GET /v1/models"} <= set(content["endpoints"])
-    assert content["error"]["type"] == "invalid_request_error"
-    assert 'OpenAI(base_url="http://roost.example:8000/v1")' in content["error"]["message"]
-
-
-async def test_the_apis_root_needs_no_key(service: Service) -> None:
-    transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["sesame"]))))
-    async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
-        assert [(await client.get(path)).status_code for path in ("/v1", "/v1/", "/v1/models")] == [404, 404, 401]
