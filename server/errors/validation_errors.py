@@ -76,7 +76,7 @@ def describe(detail: _Detail, location: Sequence[str | int]) -> str:
       detail: An entry of pydantic's `errors()`.
       location: Place of the value within the body or query.
     """
-    path, kind, value = _subject(detail, location), detail["type"], detail.get("input")
+    path, kind, value = path_of(location), detail["type"], detail.get("input")
     if kind == "missing":
         return f"{path} is required"
     if kind == "extra_forbidden":
@@ -94,20 +94,16 @@ def describe(detail: _Detail, location: Sequence[str | int]) -> str:
     return f"{path}: {str(detail['msg']).removeprefix('Value error, ')}"
 
 
-def _subject(detail: _Detail, location: Sequence[str | int]) -> str:
-    """Returns the place of a value; of a name that is invalid itself, the place of the object that has it."""
-    if location[-1:] == ("[key]",) and location[-2:-1] == (detail.get("input"),):
-        return f"a name in {path_of(location[:-2])}"
-    return path_of(location)
-
-
 def path_of(location: Sequence[str | int]) -> str:
-    """Returns a place such as `messages[0].content`. Names in angle brackets come from the schema of a union."""
+    """Returns a place such as `messages[0].content`.
+
+    Names in angle brackets come from the schema of a union, and pydantic adds `[key]` to a name that is invalid itself.
+    """
     path = ""
     for step in location:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif not step.startswith("<"):
+        elif not step.startswith("<") and step != "[key]":
             name = step[:_MAX_SHOWN] if step.isprintable() else ascii(step[:_MAX_SHOWN])
             path += f".{name}" if path else name
     return path

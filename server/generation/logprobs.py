@@ -1,7 +1,7 @@
 """Log-probabilities in OpenAI's shapes (objects for chat and responses, lists for completions) and by token id."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final, TypedDict
 
@@ -189,7 +189,7 @@ class CompletionLogprobsBuilder:
         self,
         token_ids: Sequence[int],
         entries: Sequence[TokenLogprobs | None],
-        pieces: Sequence[bytes] | None = None,
+        pieces: Iterable[bytes] | None = None,
     ) -> CompletionLogprobs:
         """Returns the lists of the next tokens.
 

@@ -45,15 +45,12 @@ class Prompt:
         """Returns the prompt with these ids in front of it."""
         return replace(self, token_ids=pack_ids(token_ids, self.token_ids))
 
-    def pieces(self, tokenizer: Tokenizer) -> list[bytes]:
-        """Returns the bytes of each token in the prompt's text; joined, they are the text that was sent."""
-        return list(self._pieces(tokenizer))
-
     def text(self, tokenizer: Tokenizer) -> str:
         """Returns the prompt's text."""
-        return b"".join(self._pieces(tokenizer)).decode("utf-8", "replace")
+        return b"".join(self.pieces(tokenizer)).decode("utf-8", "replace")
 
-    def _pieces(self, tokenizer: Tokenizer) -> Iterator[bytes]:
+    def pieces(self, tokenizer: Tokenizer) -> Iterator[bytes]:
+        """Yields the bytes of each token in the prompt's text; joined, they are the text that was sent."""
         for position, token_id in enumerate(self.token_ids):
             if self.adds_bos and position == 0:
                 yield b""

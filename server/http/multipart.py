@@ -1,6 +1,6 @@
 """Streams a file out of a `multipart/form-data` body, piece by piece as it arrives."""
 
-import unicodedata
+import re
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -12,6 +12,9 @@ from ..errors.request_errors import bad_value, body_too_large
 
 _MAX_FIELD_BYTES: Final = 4096
 """Maximum bytes of a field that is not the file."""
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""Characters that a name loses, since no file system and no database takes them."""
 
 
 class UploadReader:
@@ -38,16 +41,15 @@ class UploadReader:
         self._max_bytes = max_bytes
         self._num_bytes = 0
         self._pieces: list[bytes] = []
-        self._header = (b"", b"")
+        self._header_name, self._header_value = bytearray(), bytearray()
         self._field = ""
         self._value = b""
         self._parser = MultipartParser(
             options[b"boundary"],
             {
                 "on_part_begin": self._begin_part,
-                "on_header_begin": self._begin_header,
-                "on_header_field": lambda data, start, end: self._add_header(data[start:end], b""),
-                "on_header_value": lambda data, start, end: self._add_header(b"", data[start:end]),
+                "on_header_field": lambda data, start, end: self._header_name.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._header_value.extend(data[start:end]),
                 "on_header_end": self._end_header,
                 "on_part_data": lambda data, start, end: self._add(data[start:end]),
                 "on_part_end": self._end_part,
@@ -74,19 +76,15 @@ class UploadReader:
     def _begin_part(self) -> None:
         self._field, self._value = "", b""
 
-    def _begin_header(self) -> None:
-        self._header = (b"", b"")
-
-    def _add_header(self, name: bytes, value: bytes) -> None:  # the parser limits headers
-        self._header = (self._header[0] + name, self._header[1] + value)
-
-    def _end_header(self) -> None:
-        name, value = self._header
-        if name.lower() == b"content-disposition":
-            options = parse_options_header(value)[1]
+    def _end_header(self) -> None:  # the parser limits headers
+        if self._header_name.lower() == b"content-disposition":
+            options = parse_options_header(bytes(self._header_value))[1]
             self._field = options.get(b"name", b"").decode(errors="replace")
             if self._field == "file":
-                self.filename = _filename(options.get(b"filename", b""))
+                name = options.get(b"filename", b"").decode(errors="replace")
+                self.filename = _CONTROL.sub("", name) or "file"
+        self._header_name.clear()
+        self._header_value.clear()
 
     def _add(self, data: bytes) -> None:
         if self._field == "file":
@@ -102,18 +100,3 @@ class UploadReader:
     def _end_part(self) -> None:
         if self._field != "file":
             self.fields[self._field] = self._value.decode(errors="replace")
-
-
-def _filename(value: bytes) -> str:
-    """Returns the name of a file, in UTF-8, or in Latin-1 from old clients; "file" if it has none.
-
-    Raises:
-      ApiError: The name has control characters, which no file system and no database takes.
-    """
-    try:
-        name = value.decode()
-    except UnicodeDecodeError:
-        name = value.decode("latin-1")
-    if any(unicodedata.category(char) == "Cc" for char in name):
-        raise bad_value("file", "file: the name must be UTF-8 or Latin-1 without control characters")
-    return name or "file"

@@ -89,7 +89,7 @@ async def test_the_number_of_choices_is_named(client: httpx.AsyncClient) -> None
     [
         ({"a": 5}, "metadata.a must be a string, got 5"),
         ({f"{number}": "v" for number in range(17)}, "metadata must have at most 16 entries, got 17"),
-        ({"n" * 65: "v"}, "a name in metadata must have at most 64 characters, got 65"),
+        ({"n" * 65: "v"}, f"metadata.{'n' * 60} must have at most 64 characters, got 65"),
         ({"a": "v" * 513}, "metadata.a must have at most 512 characters, got 513"),
     ],
 )

@@ -22,7 +22,7 @@ def encoder(model: ServedModel) -> PromptEncoder:
 async def test_the_text_of_a_prompt_is_what_was_sent(encoder: PromptEncoder, tokenizer: Tokenizer, text: str) -> None:
     (prompt,) = await encoder.completions([text], add_bos=True)
     assert prompt.text(tokenizer) == text
-    assert len(prompt.pieces(tokenizer)) == len(prompt.token_ids)
+    assert len(list(prompt.pieces(tokenizer))) == len(prompt.token_ids)
 
 
 async def test_the_text_of_ids_leaves_control_tokens_out(encoder: PromptEncoder, tokenizer: Tokenizer) -> None:

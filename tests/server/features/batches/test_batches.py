@@ -491,9 +491,8 @@ async def test_other_requests_are_refused(api: openai.AsyncOpenAI) -> None:
     ("metadata", "message"),
     [
         ({f"n{number}": 1 for number in range(17)}, "metadata must have at most 16 entries, got 17"),
-        ({"n" * 65: "v"}, "a name in metadata must have at most 64 characters, got 65"),
+        ({"n" * 65: "v"}, f"metadata.{'n' * 60} must have at most 64 characters, got 65"),
         ({"name": "v" * 513}, "metadata.name must have at most 512 characters, got 513"),
-        ({"[key]": 1}, r"metadata\.\[key\] must be a string, got 1"),
     ],
 )
 @pytest.mark.parametrize("path", ["/batches", "/responses"])
