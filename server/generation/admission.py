@@ -94,6 +94,9 @@ class ByteBudget:
             await self._has_changed.wait()
 
 
+_UNLIMITED: Final = ByteBudget(sys.maxsize)
+"""Budget of work that is not limited."""
+
 BODY_FLAG: Final = "--max-body-bytes"
 """Flag that sets the maximum size of a body."""
 
@@ -107,12 +110,12 @@ _LARGE: Final = 64 * 2**10
 class Admission:
     """Right of one piece of work to use memory and worker threads on behalf of a tenant.
 
-    Without budgets it is unbounded, for a process that runs its own model.
+    By default it is unbounded, for a process that runs its own model.
 
     Args:
       workers: Threads for long work; None runs it on the current thread.
-      raw: Budget of JSON that is not parsed yet; None sets no limit.
-      kept: Budget of parsed values, prompts, and the parts of them that responses repeat; None sets no limit.
+      raw: Budget of JSON that is not parsed yet.
+      kept: Budget of parsed values, prompts, and the parts of them that responses repeat.
       owner: The tenant.
 
     Attributes:
@@ -130,8 +133,8 @@ class Admission:
     def __init__(
         self,
         workers: Workers | None = None,
-        raw: ByteBudget | None = None,
-        kept: ByteBudget | None = None,
+        raw: ByteBudget = _UNLIMITED,
+        kept: ByteBudget = _UNLIMITED,
         owner: str = "",
     ) -> None:
         self.owner = owner
@@ -166,9 +169,8 @@ class Admission:
             num_bytes += new
             if num_bytes > max_bytes:
                 raise body_too_large(max_bytes, BODY_FLAG)
-            if self._raw is not None:
-                self._raw.reserve(self.owner, new)
-                self._num_raw += new
+            self._raw.reserve(self.owner, new)
+            self._num_raw += new
             return message
 
         return receive_charged
@@ -221,10 +223,9 @@ class Admission:
         Raises:
           ApiError: The budget is exhausted.
         """
-        if self._kept is not None:
-            self._kept.reserve(self.owner, num_bytes)
-            self.num_kept += num_bytes
-            self.is_large = self.num_kept > _LARGE
+        self._kept.reserve(self.owner, num_bytes)
+        self.num_kept += num_bytes
+        self.is_large = self.num_kept > _LARGE
 
     @asynccontextmanager
     async def holding(self, num_bytes: int) -> AsyncGenerator[None]:
@@ -237,10 +238,9 @@ class Admission:
         try:
             yield
         finally:
-            if self._kept is not None:
-                self._kept.release(self.owner, num_bytes)
-                self.num_kept -= num_bytes
-                self.is_large = self.num_kept > _LARGE
+            self._kept.release(self.owner, num_bytes)
+            self.num_kept -= num_bytes
+            self.is_large = self.num_kept > _LARGE
 
     def hold(self) -> None:
         """Adds a holder of the charged bytes, which stay charged until each holder has called `release`."""
@@ -254,14 +254,12 @@ class Admission:
 
     def _end(self) -> None:
         self._drop_raw()
-        if self._kept is not None:
-            self._kept.release(self.owner, self.num_kept)
+        self._kept.release(self.owner, self.num_kept)
         self.num_kept = 0
 
     def _drop_raw(self) -> None:
-        if self._raw is not None and self._num_raw:
-            self._raw.release(self.owner, self._num_raw)
-            self._num_raw = 0
+        self._raw.release(self.owner, self._num_raw)
+        self._num_raw = 0
 
 
 admission: Final[ContextVar[Admission]] = ContextVar("admission", default=Admission())  # noqa: B039 - unbounded
@@ -324,8 +322,7 @@ class PreemptibleAdmission(Admission):
     preemptible = True
 
     def __init__(self, admissions: "Admissions", name: str = "", *, is_repeated: bool = False) -> None:
-        self._budget = admissions.kept_preemptible
-        super().__init__(admissions.workers, None, self._budget, tenant.get())
+        super().__init__(admissions.workers, kept=admissions.kept_preemptible, owner=tenant.get())
         self.name = name
         self.is_repeated = is_repeated
         self._work = admissions.preemptible
@@ -344,8 +341,8 @@ class PreemptibleAdmission(Admission):
           ApiError: 413, the bytes can never fit.
         """
         held, self.num_kept = self.num_kept, 0
-        self._budget.release(self.owner, held)
-        await self._budget.wait(self.owner, held + num_bytes)
+        self._kept.release(self.owner, held)
+        await self._kept.wait(self.owner, held + num_bytes)
         self.num_kept = held + num_bytes
         self.is_large = self.num_kept > _LARGE
 
