@@ -3,13 +3,11 @@
 import asyncio
 import sys
 import time
-from pathlib import Path
 
-from ...engine import ConfigError, StateFileError, shown_bytes
+from ...engine import ConfigError, shown_bytes
 from ..llm.async_llm import ConfiguredLLM
 from ..llm.local_model import one_request_at_a_time
 from ..llm.sampling_params import RequestOutputKind, SamplingParams
-from ..llm.tokenizer import LLMTokenizer
 from ..settings import load_settings
 from ..terminal.exits import INTERRUPTED_STATUS
 from ..terminal.text import StreamWriter, print_status
@@ -32,8 +30,6 @@ def generate(options: GenerateOptions) -> int:
     settings = load_settings({"model": named[0] if named else "demo", **options.settings})
     params = SamplingParams(**options.sampling(), output_kind=RequestOutputKind.DELTA)
     llm = ConfiguredLLM(one_request_at_a_time(settings))
-    if options.load_state is not None:
-        _check_state(llm, options.load_state)
     if options.save_state is not None and not options.save_state.absolute().parent.is_dir():
         raise ConfigError(f"--save-state {options.save_state}: give a file in a folder that exists")
     if llm.source.is_random:
@@ -49,8 +45,6 @@ def generate(options: GenerateOptions) -> int:
 async def _run(llm: ConfiguredLLM, prompt: str, params: SamplingParams, options: GenerateOptions) -> None:
     """Streams the text, then saves the state and prints the speed."""
     is_chat = not options.raw and _can_chat(llm)
-    if not is_chat:
-        LLMTokenizer(llm.service).encode(prompt)  # which may fail, before the weights are loaded
     async with llm:
         state = None if options.load_state is None else await llm.load_state(options.load_state)
         began, num_tokens = time.perf_counter(), 0
@@ -67,20 +61,6 @@ async def _run(llm: ConfiguredLLM, prompt: str, params: SamplingParams, options:
             await llm.export_state(await llm.save_state(_REQUEST_ID), path)
             print_status(f"the state is in {path}, {shown_bytes(path.stat().st_size)}")
     print_status(f"{num_tokens} {'token' if num_tokens == 1 else 'tokens'}, {num_tokens / seconds:.1f} per second")
-
-
-def _check_state(llm: ConfiguredLLM, path: Path) -> None:
-    """Checks the file of a state before the weights are loaded.
-
-    Raises:
-      ConfigError: It cannot be read, or cannot be continued.
-    """
-    try:
-        llm.check_state(path.read_bytes())
-    except StateFileError as error:
-        raise ConfigError(f"--load-state {path} {error}") from None
-    except OSError as error:
-        raise ConfigError(f"--load-state {path}: cannot be read ({error.strerror})") from None
 
 
 def _can_chat(llm: ConfiguredLLM) -> bool:

@@ -63,7 +63,9 @@ class GenerateOptions(SamplingOptions):
     """Continue the prompt, without the chat template."""
     max_tokens: Annotated[int | None, typer.Option()] = 256
     """Maximum number of tokens to generate."""
-    load_state: Annotated[Path | None, typer.Option(metavar="FILE", show_default=False)] = None
+    load_state: Annotated[
+        Path | None, typer.Option(metavar="FILE", show_default=False, exists=True, dir_okay=False)
+    ] = None
     """Continue from a saved state."""
     save_state: Annotated[Path | None, typer.Option(metavar="FILE", show_default=False)] = None
     """Save the state at the end."""
@@ -209,8 +211,8 @@ class ServeBenchOptions:
     model: Annotated[str | None, typer.Option(show_default="the first that the server lists", metavar="NAME")] = None
     """Id of the model."""
     endpoint: Annotated[Literal["completions", "chat"], typer.Option()] = "completions"
-    """API to use."""
-    request_rate: Annotated[str | None, typer.Option(show_default="inf: all at once", metavar="R")] = None
+    """API to use. completions sends token ids, chat sends words."""
+    request_rate: Annotated[float | None, typer.Option(min=0.001, show_default="all at once", metavar="R")] = None
     """Requests per second, as a Poisson process, whether or not others have ended."""
     concurrency: Annotated[int | None, typer.Option(min=1, show_default=False)] = None
     """Instead of a rate: number of open requests."""
@@ -220,8 +222,6 @@ class ServeBenchOptions:
     """Tokens (or words) of a prompt: 512, or 100:900 for any between."""
     output_len: Annotated[str, typer.Option(metavar="N|LOW:HIGH")] = "128"
     """max_tokens, in the same way."""
-    prompt_text: Annotated[bool, typer.Option("--prompt-text")] = False
-    """Send words, for servers that accept no token ids."""
     vocab_size: Annotated[int, typer.Option(min=2)] = 256
     """Bound above all token ids of prompts."""
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos")] = False

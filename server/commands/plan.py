@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import orjson
 from rich.console import Console
@@ -35,8 +35,6 @@ from ..settings import Settings, SettingsError, load_settings
 from ..settings.fields import mesh_sizes
 from ..terminal.exits import FAILURE_STATUS
 from .options import PlanOptions
-
-_INT8_OPTIONS: Final = "--quantize int8 --kv-dtype int8"
 
 _LIMITS_NOTE = (
     "Limits are theoretical upper bounds (a roofline of the datasheet's bandwidths and FLOP/s), not measurements. "
@@ -102,37 +100,29 @@ def _devices(roofline: Roofline) -> str:
     return "this machine's CPU" if name == CPU else f"one {name}"
 
 
-class RequestRates(NamedTuple):
-    """Requests of `_LOAD` per second while all slots are busy, on all data shards together.
+def _requests_per_s(roofline: Roofline) -> float | None:
+    """Returns the requests of `_LOAD` per second while all slots are busy, on all data shards together.
 
-    Attributes:
-      default: At the default target for the inter-token latency.
-      throughput: With `--itl-target-ms 0`.
+    Returns None for a device without a datasheet, or for no slots or more than `_MAX_SLOTS`.
     """
-
-    default: float
-    throughput: float
-
-
-def _rates(roofline: Roofline) -> RequestRates | None:
-    """Returns the rates; None for a device without a datasheet, or for no slots or more than `_MAX_SLOTS`."""
     shards = roofline.shards
     slots = roofline.slots // shards.data
     if roofline.device.peak is None or not 0 < slots <= _MAX_SLOTS:
         return None
     one = replace(roofline, shards=MeshShape(1, shards.model), slots=slots)
-    rates = (shards.data * saturated_requests_per_s(_LOAD, one, target_s) for target_s in (None, 0.0))
-    return RequestRates(*rates)
+    return shards.data * saturated_requests_per_s(_LOAD, one, None)
 
 
-def _recommended(roofline: Roofline, rates: RequestRates | None) -> tuple[Roofline, RequestRates] | None:
-    """Returns the model with matrices and windows in int8, if it then ends more requests per second on a TPU."""
-    if rates is None or not roofline.device.name.startswith("v") or roofline.dtype_bytes != 2:
+def _recommended(roofline: Roofline, rate: float | None) -> dict[str, Any] | None:
+    """Returns the options for int8 matrices and windows, if a TPU then ends more requests per second."""
+    if rate is None or not roofline.device.name.startswith("v") or roofline.dtype_bytes != 2:
         return None
     config = replace(roofline.config, kv_dtype="int8")
     found = compute_roofline(config, roofline.device, 2, quantize="int8", shards=roofline.shards)
-    int8 = _rates(found)
-    return (found, int8) if int8 is not None and int8.throughput > rates.throughput else None
+    int8 = _requests_per_s(found)
+    if int8 is None or int8 <= rate:
+        return None
+    return {"options": "--quantize int8 --kv-dtype int8", "slots": found.slots, "requests_per_s": int8}
 
 
 def _print_plan(title: str, roofline: Roofline, *, as_json: bool) -> None:
@@ -143,30 +133,23 @@ def _print_plan(title: str, roofline: Roofline, *, as_json: bool) -> None:
     Args:
       as_json: Whether to print a JSON object. For a CPU, and if no slot fits, it has no limits of speed.
     """
-    rates = _rates(roofline)
-    recommended = _recommended(roofline, rates)
+    rate = _requests_per_s(roofline)
+    recommended = _recommended(roofline, rate)
     fitting = [] if roofline.slots else setups_that_fit(roofline)
     would_fit = [{"options": _options(roofline, other), "slots": other.slots} for other in fitting]
     if as_json:
-        found = (
-            None if recommended is None else {"slots": recommended[0].slots, "requests_per_s": recommended[1]._asdict()}
-        )
-        _print_json(
-            {
-                "title": title,
-                **_plan_as_object(roofline),
-                "requests_per_s": None if rates is None else {"load": "512+128", **rates._asdict()},
-                "recommended": None if found is None else {"options": _INT8_OPTIONS, **found},
-                "would_fit": would_fit,
-            }
-        )
+        load = None if rate is None else {"load": "512+128", "default": rate}
+        plan = {"title": title, **_plan_as_object(roofline), "requests_per_s": load}
+        _print_json({**plan, "recommended": recommended, "would_fit": would_fit})
         return
-    console = _print_table(title, _pairs([*_rows(roofline), *_rate_rows(rates)]))
-    if recommended is not None and rates is not None:
-        int8, faster = recommended
-        gain = f"{faster.throughput / rates.throughput:.2f} times as many"
-        line = f"{int8.slots:,} slots, {_shown_rate(faster.default)} requests/s, {gain}."
-        console.print(f"Recommended: {_INT8_OPTIONS}: {line}", markup=False)
+    rows = [*_rows(roofline)]
+    if rate is not None:
+        rows.append(("512 + 128 tokens, all slots busy", f"{_shown_rate(rate)} requests/s"))
+    console = _print_table(title, _pairs(rows))
+    if recommended is not None and rate is not None:
+        faster = recommended["requests_per_s"]
+        gain = f"{_shown_rate(faster)} requests/s, {faster / rate:.2f} times as many."
+        console.print(f"Recommended: {recommended['options']}: {recommended['slots']:,} slots, {gain}", markup=False)
     if roofline.slots:
         console.print(_LIMITS_NOTE if roofline.device.peak else _CPU_NOTE, style="dim", markup=False)
     else:
@@ -205,15 +188,8 @@ def _plan_as_object(roofline: Roofline) -> dict[str, Any]:
         "slot_bytes": roofline.slot_bytes,
         "slots": roofline.slots,
         "decode_tokens_per_s": {str(slots): roofline.decode_tokens_per_second(slots) for slots in shown},
-        "all_reduce_ms": {str(slots): 1e3 * roofline.all_reduce_seconds(slots) for slots in shown},
         "prefill_tokens_per_s": roofline.prefill_tokens_per_second() if shown else None,
     }
-
-
-def _rate_rows(rates: RequestRates | None) -> Iterator[tuple[str, str]]:
-    if rates is not None:
-        yield "512 + 128 tokens, all slots busy", f"{_shown_rate(rates.default)} requests/s"
-        yield "  with --itl-target-ms 0", f"{_shown_rate(rates.throughput)} requests/s"
 
 
 def _shown_rate(per_s: float) -> str:
@@ -245,9 +221,6 @@ def _rows(roofline: Roofline) -> Iterator[tuple[str, str]]:
     for slots in _shown_slots(roofline):
         noun = "slot" if slots == 1 else "slots"
         yield f"decode limit, {slots:,} {noun}", f"{roofline.decode_tokens_per_second(slots):,.0f} tokens/s"
-    if roofline.shards.model > 1:
-        all_reduce, step = roofline.all_reduce_seconds(slots), roofline.decode_seconds(slots)
-        yield f"  of which all-reduces, {slots:,} slots", f"{1e3 * all_reduce:.1f} of {1e3 * step:.1f} ms a step"
     yield "prefill limit", f"{roofline.prefill_tokens_per_second():,.0f} tokens/s"
 
 
@@ -367,7 +340,7 @@ def _shown_time(seconds: float, target_s: float) -> str:
 
 
 _VERIFICATION_NOTE = (
-    "Nothing ran: memory and kernels are the compiler's, for the very programs that serve compiles. HBM is a chip's "
+    "Nothing ran: the memory is the compiler's, for the very programs that serve compiles. HBM is a chip's "
     "memory while the program runs, with weights, slots, results and the code of all programs."
 )
 
@@ -403,14 +376,11 @@ def _print_verification(settings: Settings, device: str, *, as_json: bool) -> bo
 def _verification_table(found: Verification) -> Table:
     """Returns a verification as a table."""
     table = Table("program", title=f"limit {shown_bytes(found.hbm_limit_bytes)} on each chip", title_justify="left")
-    for name in ("HBM", "temporaries", "kernels", "estimate", "fits"):
+    for name in ("HBM", "temporaries", "fits"):
         table.add_column(name, justify="right")
     for program in found.programs:
         temporaries = "" if program.temp_bytes is None else shown_bytes(program.temp_bytes)
-        kernels = "" if program.custom_calls is None else str(program.custom_calls)
-        estimate = "" if program.optimal_seconds is None else f"{1000 * program.optimal_seconds:.2f} ms"
-        fits = "yes" if program.fits else "NO"
-        table.add_row(program.name, shown_bytes(program.hbm_bytes), temporaries, kernels, estimate, fits)
+        table.add_row(program.name, shown_bytes(program.hbm_bytes), temporaries, "yes" if program.fits else "NO")
     return table
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypedDict
 
-from ...engine import ConfigError, EngineDeadError, Quantization, saved_state_format
+from ...engine import ConfigError, EngineDeadError, Quantization
 from ..assembly.service import LoadProgress, engine_config, exit_while_loading, is_loading, make_engine, make_service
 from ..model_hub import find_model
 from ..observability.metrics import Metrics
@@ -50,13 +50,13 @@ class LocalModel:
     """
 
     def __init__(self, settings: Settings, name: str = "model") -> None:
-        self._config, self.source = engine_config(settings), find_model(settings.model, settings.lora)
-        if self._config.hosts is not None:
+        config, self.source = engine_config(settings), find_model(settings.model, settings.lora)
+        if config.hosts is not None:
             raise ConfigError(settings.rename("coordinator: several hosts serve over HTTP only, with roost serve"))
-        served = open_served_model(self.source, self._config, settings.served_model_name, settings.max_tokens_limit)
+        served = open_served_model(self.source, config, settings.served_model_name, settings.max_tokens_limit)
         self._progress = LoadProgress()
-        self._engine = engine = make_engine(self.source, self._config, self._progress)
-        service = make_service(settings, self._config, engine, served, Metrics(lambda: engine.stats))
+        self._engine = engine = make_engine(self.source, config, self._progress)
+        service = make_service(settings, config, engine, served, Metrics(lambda: engine.stats))
         self.service = replace(service, limits=replace(service.limits, max_unread_bytes=sys.maxsize))
         self._name = name
         self._pid = os.getpid()
@@ -84,14 +84,6 @@ class LocalModel:
     def closed_error(self) -> EngineDeadError:
         """Returns the error of a request of a closed model."""
         return EngineDeadError(f"this {self._name} was closed")
-
-    def check_state(self, data: bytes) -> None:
-        """Checks the file of a saved state without the weights.
-
-        Raises:
-          StateFileError: The file is broken, belongs to another model, or is not signed with the key.
-        """
-        saved_state_format(self.source, self._config).load(data, self._config.state_key)
 
     async def start(self) -> None:
         """Loads the weights and compiles; see `AsyncLLM.start`."""

@@ -46,7 +46,7 @@ from .report import (
     titled,
     write_report,
 )
-from .workload import draw_text, draw_token_ids, parse_lengths, parse_rate, poisson_times
+from .workload import draw_text, draw_token_ids, parse_lengths, poisson_times
 
 _PATHS: Final = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
@@ -96,7 +96,7 @@ class Run:
             raise SettingsError("--concurrency and --request-rate: give one of them")
         (self._address,) = server_addresses([options.url], options.api_key, {})
         self._options = options
-        self._rate = parse_rate("--request-rate", options.request_rate or "inf")
+        self._rate = options.request_rate or math.inf
         self._input_len = parse_lengths("--input-len", options.input_len)
         self._output_len = parse_lengths("--output-len", options.output_len)
         self._objective = parse_objective("--goodput", [*(options.goodput or ()), *(options.limits or ())])
@@ -107,12 +107,11 @@ class Run:
 
     def options_as_json(self) -> Mapping[str, Any]:
         """Returns the options for the document. It states whether a key was sent, but does not contain the key."""
-        options, rate = asdict(self._options), str(self._rate) if math.isinf(self._rate) else self._rate
+        options = asdict(self._options)
         return {
             **{name: value for name, value in options.items() if name not in ("limits", "json", "timeout")},
-            "request_rate": None if self._options.concurrency else rate,
             "api_key": self._options.api_key is not None,
-            "timeout_s": options["timeout"],
+            "timeout_s": self._options.timeout,
             "goodput": _shown(self._objective) if self._objective else None,
         }
 
@@ -144,15 +143,16 @@ class Run:
 
     async def _warm_up(self) -> None:
         rng = random.Random(f"warm-up {self._options.seed}")
-        for body in self._bodies(self._options.warmup, rng):
-            trace = await self._trace(body, time.perf_counter())
-            if trace.failure is not None:
-                raise CommandError(f"the first request failed: {trace.failure}{_advice(trace.failure, body)}")
+        for _ in range(self._options.warmup):
+            failure = (await self._trace(self._body(rng), time.perf_counter())).failure
+            if failure is not None:
+                fix = "; see --vocab-size and --endpoint" if failure.startswith(("HTTP 400", "HTTP 422")) else ""
+                raise CommandError(f"the first request failed: {failure}{fix}")
 
     async def _measure(self) -> None:
         options = self._options
         rng = random.Random(options.seed)
-        bodies = self._bodies(options.num_prompts, rng)
+        bodies = [self._body(rng) for _ in range(options.num_prompts)]
 
         async def send(number: int, due_s: float) -> None:
             self._traces.append(await self._trace(bodies[number], due_s))
@@ -173,9 +173,6 @@ class Run:
             return recorder.fail(str(error), time.perf_counter())
         return recorder.finish(response, time.perf_counter())
 
-    def _bodies(self, count: int, rng: random.Random) -> Sequence[Mapping[str, Any]]:
-        return [self._body(rng) for _ in range(count)]
-
     def _body(self, rng: random.Random) -> Mapping[str, Any]:
         """Returns the body of one request, with a random prompt and lengths."""
         options, length, max_tokens = self._options, rng.choice(self._input_len), rng.choice(self._output_len)
@@ -190,17 +187,8 @@ class Run:
             body["ignore_eos"] = True
         if options.endpoint == "chat":
             return {**body, "messages": [{"role": "user", "content": draw_text(length, rng)}]}
-        if options.prompt_text:
-            return {**body, "prompt": draw_text(length, rng)}
         # Servers that accept token ids also return them, so that tokens without text are counted.
         return {**body, "prompt": draw_token_ids(length, options.vocab_size, rng), "return_token_ids": True}
-
-
-def _advice(failure: str, body: Mapping[str, Any]) -> str:
-    """Returns a hint if the server refused token ids."""
-    if not isinstance(body.get("prompt"), list) or not failure.startswith(("HTTP 400", "HTTP 422")):
-        return ""
-    return "; see --vocab-size, and --prompt-text for a server that takes no token ids"
 
 
 type Send = Callable[[int, float], Coroutine[Any, Any, None]]

@@ -13,9 +13,22 @@ FIRST_ID: Final = 4
 """
 
 _WORDS: Final = (
-    *("the", "of", "and", "to", "in", "is", "it", "you", "that", "he", "was", "for", "on", "are", "with", "as"),
-    *("his", "they", "at", "be", "this", "from", "have", "or", "by", "one", "had", "not", "but", "what", "all"),
-    *("were", "when", "we", "there", "can", "an", "your", "which", "their", "said", "if", "do", "will", "each"),
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "it",
+    "you",
+    "that",
+    "he",
+    "was",
+    "for",
+    "on",
+    "are",
+    "with",
+    "as",
 )
 """Common words, most of which are one token each in most vocabularies."""
 
@@ -45,21 +58,6 @@ def parse_lengths(option: str, text: str) -> range:
     if not 1 <= low <= high:
         raise SettingsError(f"{option} {text!r}: give a length such as 512, or the ends of a range such as 100:900")
     return range(low, high + 1)
-
-
-def parse_rate(option: str, text: str) -> float:
-    """Parses requests per second, or `inf`.
-
-    Raises:
-      SettingsError: The text is not a positive number.
-    """
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = math.nan
-    if not rate > 0:
-        raise SettingsError(f"{option} {text!r}: give requests per second, above 0, or inf to send all at once")
-    return rate
 
 
 def poisson_times(rate: float, count: int, rng: random.Random) -> Sequence[float]:

@@ -98,18 +98,9 @@ def test_limits_are_called_theoretical() -> None:
     assert "not measurements" in " ".join(out.split())
 
 
-def test_a_mesh_over_model_shows_its_all_reduces() -> None:
-    arguments = ("random:9b", "--device", "v5e", "--mesh", "data=1,model=4")
-    assert "of which all-reduces, 1,664 slots │ 15.7 of 52.8 ms a step" in " ".join(printed(*arguments).split())
-    as_json = runner.invoke(app, ["plan", *arguments, "--json"]).output
-    assert json.loads(as_json)["all_reduce_ms"]["1664"] == pytest.approx(15.74, abs=0.01)
-    assert "all-reduces" not in printed("random:2b", "--device", "v5e", "--mesh", "data=4,model=1")
-
-
 def test_requests_per_second_recommend_int8_where_it_ends_more() -> None:
     out = " ".join(printed("random:2b", "--device", "v5e").split())
     assert "512 + 128 tokens, all slots busy │ 55.1 requests/s" in out
-    assert "with --itl-target-ms 0 │ 55.2 requests/s" in out
     assert "Recommended: --quantize int8 --kv-dtype int8: 1,360 slots, 90.8 requests/s, 1.65 times as many." in out
     int8 = printed("random:2b", "--device", "v5e", "--quantize", "int8", "--kv-dtype", "int8")
     assert "90.8 requests/s" in int8
@@ -122,7 +113,7 @@ def test_data_shards_end_requests_side_by_side() -> None:
         json.loads(runner.invoke(app, ["plan", "random:2b", "--device", "v5e", "--mesh", mesh, "--json"]).output)
         for mesh in ("data=1", "data=4")
     )
-    assert four["requests_per_s"]["throughput"] == pytest.approx(4 * one["requests_per_s"]["throughput"])
+    assert four["requests_per_s"]["default"] == pytest.approx(4 * one["requests_per_s"]["default"])
     assert one["recommended"]["options"] == "--quantize int8 --kv-dtype int8"
 
 

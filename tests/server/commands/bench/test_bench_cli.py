@@ -44,6 +44,7 @@ def test_limits_may_be_several_words(calls: list[Any]) -> None:
         ("engine --json /nowhere/x.json", "--json"),
         ("serve --url example.org", "--url"),
         ("serve --concurrency 2 --request-rate 3", "--concurrency"),
+        ("serve --request-rate 0", "--request-rate"),
         ("serve --input-len 9:1", "--input-len"),
         ("serve --output-len 0", "--output-len"),
         ("serve --goodput speed:1", "--goodput"),

@@ -39,9 +39,8 @@ def url_of(address: Address) -> str:
     "changes",
     [
         pytest.param({}, id="all at once"),
-        pytest.param({"request_rate": "2000"}, id="at a rate"),
+        pytest.param({"request_rate": 2000.0}, id="at a rate"),
         pytest.param({"concurrency": 3}, id="some at a time"),
-        pytest.param({"prompt_text": True}, id="text"),
         pytest.param({"endpoint": "chat"}, id="chat"),
     ],
 )
@@ -83,7 +82,7 @@ async def test_failures_are_counted_by_their_reasons() -> None:
 
 async def test_a_failed_first_request_ends_the_benchmark() -> None:
     async with scripted(Script([error("400 Bad Request", b'{"message":"prompt must be text"}')])) as address:
-        with pytest.raises(CommandError, match=r"HTTP 400: prompt must be text; see --vocab-size, and --prompt-text"):
+        with pytest.raises(CommandError, match=r"HTTP 400: prompt must be text; see --vocab-size and --endpoint"):
             await Run(replace(OPTIONS, url=url_of(address), model="m", warmup=1)).all()
 
 
@@ -142,12 +141,11 @@ def test_options_as_json_can_be_read_and_hide_the_key() -> None:
         "url": "http://127.0.0.1:1",
         "model": None,
         "endpoint": "completions",
-        "request_rate": "inf",
+        "request_rate": None,
         "concurrency": None,
         "num_prompts": 12,
         "input_len": "3:9",
         "output_len": "2:6",
-        "prompt_text": False,
         "vocab_size": 200,
         "ignore_eos": True,
         "temperature": 0.0,
