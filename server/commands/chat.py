@@ -72,24 +72,10 @@ class Reply:
     is_truncated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedState:
-    """A saved state that conversations continue.
-
-    Attributes:
-      id: Id of the state, known to the backend that loaded it.
-      num_tokens: Number of tokens of its history.
-      messages: Messages of its chat; empty if its tokens are not a chat in the model's format.
-    """
-
-    id: str
-    num_tokens: int
-    messages: Sequence[ChatTurn] = ()
-
-    @classmethod
-    def of(cls, described: Mapping[str, Any]) -> "LoadedState":
-        """Returns the state of the object that the API shows."""
-        return cls(described["id"], described["tokens"], described.get("messages", ()))
+type LoadedState = Mapping[str, Any]
+"""A saved state that conversations continue, as the API shows it: its `id`, the number of its `tokens`, and the
+`messages` of its chat, unless its tokens are not a chat in the model's format.
+"""
 
 
 @runtime_checkable
@@ -258,7 +244,7 @@ class Session:
         reply = Reply(writer.write)
         try:
             with writer:
-                state_id = None if now.state is None else now.state.id
+                state_id = None if now.state is None else now.state["id"]
                 self._runner.run(_interruptible(self._backend.respond([*system, *messages], reply, state_id)))
         except asyncio.CancelledError:
             if not self._is_interactive:
@@ -316,10 +302,11 @@ class Session:
             raise CommandError(f"/load: {file} cannot be read ({error.strerror})") from None
         state = self._runner.run(self._backend.load(data))
         self._conversation = ChatState(state=state)
-        for message in state.messages if self._is_interactive else ():
+        messages = state.get("messages", ())
+        for message in messages if self._is_interactive else ():
             print_status(printable(f"{'' if message['role'] == 'assistant' else PROMPT}{message['content']}"))
-        unseen = "" if state.messages else ", whose text cannot be shown"
-        self._note(f"the conversation continues after the {state.num_tokens} tokens of {file}{unseen}")
+        unseen = "" if messages else ", whose text cannot be shown"
+        self._note(f"the conversation continues after the {state['tokens']} tokens of {file}{unseen}")
 
     def _note(self, text: str) -> None:
         if self._is_interactive:
@@ -365,47 +352,28 @@ def read_message(read_line: ReadLine) -> str | None:
 
 
 def line_reader() -> ReadLine:
-    """Returns the reader of this process's stdin."""
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        return _TerminalLines(platformdirs.user_state_path("roost", appauthor=False) / "chat_history")
-    return _read_plain_line
+    """Returns the reader of this process's stdin.
 
-
-def _read_plain_line(prompt: str) -> str:
-    if sys.stdin.isatty():  # stdout is a pipe, where a prompt would not be seen
-        print(prompt, end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.removesuffix("\n").removesuffix("\r")
-
-
-class _TerminalLines:
-    """Reads lines with `input`, which readline edits.
-
-    Each line is written to the history file immediately. Errors of the file are ignored.
+    On a terminal, readline edits the lines, and each is written to the history file immediately, whose errors are
+    ignored. Without one, the prompt is left out.
     """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return lambda prompt: input()
+    history = platformdirs.user_state_path("roost", appauthor=False) / "chat_history"
+    readline.set_history_length(_MAX_HISTORY)
+    with contextlib.suppress(OSError):
+        history.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        history.touch(0o600)
+        history.chmod(0o600)
+        readline.read_history_file(history)
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        readline.set_history_length(_MAX_HISTORY)
-        with contextlib.suppress(OSError):
-            self._open_history()
-            readline.read_history_file(path)
-
-    def __call__(self, prompt: str) -> str:
+    def read(prompt: str) -> str:
         line = input(prompt)
-        if line.strip():
-            with contextlib.suppress(OSError):
-                self._open_history()
-                readline.write_history_file(self._path)
+        with contextlib.suppress(OSError):
+            readline.write_history_file(history)
         return line
 
-    def _open_history(self) -> None:
-        """Creates the file so that only its owner can read it."""
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._path.touch(0o600)
-        self._path.chmod(0o600)
+    return read
 
 
 _TIMEOUT_S: Final = 24 * 3600.0
@@ -448,8 +416,8 @@ class ServerChat:
         return await _states().save(self._client, self._exchange, reply.id)
 
     async def load(self, data: bytes) -> LoadedState:
-        state = await _states().load(self._client, self._exchange, data)
-        return LoadedState.of(state)
+        state: LoadedState = await _states().load(self._client, self._exchange, data)
+        return state
 
     async def close(self) -> None:
         await self._client.close()

@@ -70,7 +70,7 @@ class LocalChat:
         with _command_errors():
             stored = await self._service.import_state(data)
             self._states[stored.id] = state_of(stored)
-            return LoadedState.of(await self._service.described_state(stored))
+            return await self._service.described_state(stored)
 
     async def close(self) -> None:
         await self._llm.close()

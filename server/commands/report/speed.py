@@ -15,7 +15,6 @@ from statistics import median
 from typing import Any, Final
 
 from ....engine import (
-    CPU,
     EngineCore,
     ModelSource,
     Request,
@@ -67,26 +66,26 @@ def speed(options: ReportOptions) -> Mapping[str, Any]:
         _decode_row(core, source, roofline, count, is_sampled) for count in counts for is_sampled in (False, True)
     ]
     prefill = [] if options.quick else [_prefill_row(core, source, roofline, length) for length in _PROMPTS]
-    memory = _memory(core, roofline)
+    late = core.stats.compiles_since_ready
     return {
         "model": model_facts(source, settings, core),
         "start_seconds": start_s,
-        "compiles_since_ready": core.stats.compiles_since_ready,
+        "compiles_since_ready": late,
         "decode": decode,
         "prefill": prefill,
-        "memory": memory,
-        "problems": [*_compiled_late(core), *memory["problems"]],
+        "memory": _memory(slots, roofline),
+        "problems": [f"{late} programs were compiled after the start"] if late else [],
     }
 
 
 def _roofline(source: ModelSource, settings: Settings) -> Roofline | None:
-    """Returns the plan for this device; None if its data sheet is unknown."""
+    """Returns the plan for this device; None without a data sheet, as for a CPU."""
     name = device_named(device_facts().kind)
-    if name is None and device_facts().platform != "cpu":
+    if name is None:
         return None
     dtype = source.config.dtype if settings.dtype == "auto" else settings.dtype
     quantize, config = settings.quantize or source.config.quantize, source.with_kv_dtype(settings.kv_dtype).config
-    return compute_roofline(config, find_device(name or CPU), 4 if dtype == "float32" else 2, quantize=quantize)
+    return compute_roofline(config, find_device(name), 4 if dtype == "float32" else 2, quantize=quantize)
 
 
 def _decode_row(
@@ -105,7 +104,7 @@ def _decode_row(
         "requests": count,
         "is_sampled": is_sampled,
         **_step_rates(steps),
-        **_bounds(roofline, count, core.stats.slots, length),
+        **_bounds(roofline, count, length),
     }
 
 
@@ -127,13 +126,13 @@ def _step_rates(steps: Sequence[MeasuredStep]) -> Mapping[str, Any]:
     }
 
 
-def _bounds(roofline: Roofline | None, count: int, slots: int, length: int) -> Mapping[str, Any]:
+def _bounds(roofline: Roofline | None, count: int, length: int) -> Mapping[str, Any]:
     """Returns the plan's step with full windows, and the roofline of what ran, in milliseconds."""
-    if roofline is None or roofline.device.peak is None:
+    if roofline is None:
         return {"plan_ms": None, "roofline_ms": None}
     tokens = count * min(length, roofline.config.window)
     return {
-        "plan_ms": 1e3 * roofline.decode_seconds(min(count, slots)),
+        "plan_ms": 1e3 * roofline.decode_seconds(count),
         "roofline_ms": 1e3 * roofline.decode_seconds(count, tokens),
     }
 
@@ -149,12 +148,11 @@ def _prefill_row(core: EngineCore, source: ModelSource, roofline: Roofline | Non
         driver.finish()
         seconds.append(driver.clock() - began)
     prompt_s = median(seconds[1:])
-    has_peak = roofline is not None and roofline.device.peak is not None
     return {
         "tokens": length,
         "prompt_ms": 1e3 * prompt_s,
         "tokens_per_s": length / prompt_s,
-        "roofline_ms": 1e3 * roofline.prefill_seconds(length) if has_peak and roofline is not None else None,
+        "roofline_ms": None if roofline is None else 1e3 * roofline.prefill_seconds(length),
     }
 
 
@@ -166,29 +164,17 @@ def _request(
     return Request(name, tuple(draw_token_ids(length, source.config.vocab_size, rng)), params)
 
 
-def _memory(core: EngineCore, roofline: Roofline | None) -> Mapping[str, Any]:
-    """Compares the peak of the device's memory, or the process's memory on a CPU, with the plan."""
-    slots, stats = core.stats.slots, memory_stats()
-    peak, limit = stats.get("peak_bytes_in_use"), stats.get("bytes_limit")
-    planned = None if roofline is None else roofline.memory_bytes(slots)
-    is_chip = roofline is not None and roofline.device.peak is not None  # a CPU has room for more slots than it serves
-    problems = []
-    if peak is not None and limit is not None and peak > limit:
-        problems.append(f"the peak of device memory, {peak} bytes, is above the limit of {limit}")
+def _memory(slots: int, roofline: Roofline | None) -> Mapping[str, Any]:
+    """Returns the memory in use beside the plan: the device's, and on a CPU the process's."""
+    stats = memory_stats()
     return {
         "slots": slots,
-        "planned_slots": roofline.slots if is_chip and roofline is not None else None,
-        "planned_bytes": planned,
-        "peak_bytes": peak,
-        "limit_bytes": limit,
+        "planned_slots": None if roofline is None else roofline.slots,
+        "planned_bytes": None if roofline is None else roofline.memory_bytes(slots),
+        "peak_bytes": stats.get("peak_bytes_in_use"),
+        "limit_bytes": stats.get("bytes_limit"),
         "process_bytes": resident_bytes(),
-        "problems": problems,
     }
-
-
-def _compiled_late(core: EngineCore) -> list[str]:
-    count = core.stats.compiles_since_ready
-    return [f"{count} programs were compiled after the start"] if count else []
 
 
 _START_S: Final = 900.0

@@ -454,7 +454,7 @@ class Echo:
         return f"state of {reply.id}".encode()
 
     async def load(self, data: bytes) -> LoadedState:
-        return LoadedState(data.decode(), 7, self.loads)
+        return {"id": data.decode(), "tokens": 7, "messages": self.loads}
 
     async def close(self) -> None:
         pass

@@ -43,8 +43,8 @@ async def test_a_turn_prefills_only_what_is_new(tmp_path: Path, monkeypatch: pyt
         for _ in range(2):
             state = await backend.load(file)
             before, again = engine.stats, Reply(lambda _: None)
-            await backend.respond([ChatTurn(role="user", content="more")], again, state.id)
-            states.append((state.num_tokens, engine.stats.prompt_tokens - before.prompt_tokens))
+            await backend.respond([ChatTurn(role="user", content="more")], again, state["id"])
+            states.append((state["tokens"], engine.stats.prompt_tokens - before.prompt_tokens))
         with pytest.raises(CommandError, match="the file is no whole state file"):
             await backend.load(file[:-9])
     finally:
