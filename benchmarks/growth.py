@@ -96,7 +96,7 @@ def main(options: GrowthOptions) -> int:
     source = find_model(settings.model, settings.lora)
     sizes = {"concurrency": concurrency, "input_len": input_len, "max_length": max_length}
     document = opening("growth", {**settings_as_json(settings), **sizes})
-    core = load(settings, source, concurrency)
+    core = load(settings, source)
     rng = random.Random(settings.seed)
     prompts = [draw_token_ids(input_len, source.config.vocab_size, rng) for _ in range(concurrency)]
     stretches: list[Stretch] = []

@@ -33,10 +33,6 @@ class ClientError(Exception):
     """An exchange failed; the text is one short line that is equal for equal failures."""
 
 
-class UrlError(ValueError):
-    """The text is not the address of a server."""
-
-
 @dataclass(frozen=True, slots=True)
 class Response:
     """Status, body and headers of a response. The body is empty if a sink received it; header names are lower-case."""
@@ -67,18 +63,14 @@ class Address:
         """Parses `http://host:port`, with or without `/v1` at its end.
 
         Raises:
-          UrlError: The text is not such an address.
+          ValueError: The text is not such an address.
         """
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError as error:
-            raise UrlError(f"{url!r}: {error}") from None
+        parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise UrlError(f"{url!r} is not the URL of a server; write it as http://127.0.0.1:8000")
+            raise ValueError("it is not the URL of a server; write it as http://127.0.0.1:8000")
         is_tls = parts.scheme == "https"
         prefix = parts.path.rstrip("/").removesuffix("/v1")
-        return cls(parts.hostname, port or (443 if is_tls else 80), is_tls, prefix)
+        return cls(parts.hostname, parts.port or (443 if is_tls else 80), is_tls, prefix)
 
     @property
     def authority(self) -> str:
@@ -291,8 +283,8 @@ def server_addresses(urls: Sequence[str], api_key: str | None, settings: Mapping
             raise SettingsError(f"--{name.replace('_', '-')} is for a model that is loaded here, not with --url")
     try:
         addresses = [Address.parse(url.strip()) for url in urls]
-    except UrlError as error:
-        raise SettingsError(f"--url {error}") from None
+    except ValueError as error:
+        raise SettingsError(f"--url {','.join(urls)}: {error}") from None
     if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
         raise SettingsError("--api-key must be printable ASCII in one line")
     return addresses

@@ -28,7 +28,7 @@ from roost.server.generation.service import Service
 from roost.server.http.connection import OpenConnections
 from roost.server.observability.metrics import Metrics, store_rows
 from roost.server.observability.request_metrics import RowCollector
-from roost.server.settings.foreign_names import foreign_flags
+from roost.server.settings.foreign_names import LLAMA_CPP_NAMES, SHORT_FLAGS, VLLM_NAMES, foreign_flag_hint
 from roost.server.settings.reference import SettingReference, settings_reference
 from roost.server.terminal.options import MODEL_HELP
 from typer.main import get_command
@@ -68,9 +68,13 @@ def other_servers_page() -> str:
         "take vLLM's keywords where a value means the same or changes nothing. A context length, memory for a growing",
         "cache, and preemption have no flags here, because a request's state has one size.",
     ]
-    for owner, flags in foreign_flags().items():
+    shorts = {name: f", {short}" for short, name in SHORT_FLAGS.items()}
+    for owner, names in (("vLLM", VLLM_NAMES), ("llama.cpp", LLAMA_CPP_NAMES)):
         lines += ["", f"## {owner}", "", row("flag", "here"), rule(2)]
-        lines += [row(f"`{flag}`", instead) for flag, instead in sorted(flags.items())]
+        for name in sorted(names):
+            flag = f"--{name.replace('_', '-')}"
+            instead = (foreign_flag_hint(flag) or "").removeprefix(f"{flag} is {owner}'s flag: ")
+            lines.append(row(f"`{flag}{shorts.get(name, '')}`", instead))
     return _page(lines)
 
 

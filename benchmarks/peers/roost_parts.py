@@ -33,7 +33,7 @@ class Engine:
         source = open_model(settings.model)
         self.config = source.config
         self.threads = wanted["threads"]
-        self.core = load(settings, source, wanted["slots"])
+        self.core = load(settings, source)
         self.name = 0
 
     def warm(self) -> None:

@@ -1,15 +1,14 @@
 """Builds the engine and the service from settings, and reports their loading."""
 
-import logging
 import math
 import os
 import shutil
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal
 
 import platformdirs
 from tqdm import tqdm
@@ -55,8 +54,6 @@ _SHARE_OF_DISK: Final = 4
 
 _LINE_INTERVAL_S: Final = 10.0
 """Maximum time between two progress lines of one stage, if stderr is not a terminal."""
-
-_logger = logging.getLogger(__name__)
 
 _VERBS: Final = {"weights": "loading weights", "compile": "compiling"}
 
@@ -242,22 +239,14 @@ def make_engine(source: ModelSource, config: EngineConfig, progress: LoadProgres
     """Returns an engine that loads once it is started."""
 
     def build() -> EngineCore:
-        start = time.monotonic()
-        try:
+        with closing(progress):
             return load_engine(source, config, progress)
-        finally:
-            progress.close()
-            _logger.debug("engine: loaded in %.2f s", time.monotonic() - start)
 
     return AsyncEngine(build)
 
 
-def is_loading(engine: AsyncEngine) -> bool:
-    """Returns whether a started engine is neither ready nor dead."""
-    return not engine.is_ready and engine.error is None
-
-
-def exit_while_loading(progress: LoadProgress, status: int) -> NoReturn:
-    """Exits the process immediately, after restoring the terminal."""
-    progress.close()
-    exit_now(status)
+def exit_if_loading(engine: AsyncEngine, progress: LoadProgress, status: int) -> None:
+    """Exits the process, after restoring the terminal, if a started engine is neither ready nor dead."""
+    if not engine.is_ready and engine.error is None:
+        progress.close()
+        exit_now(status)

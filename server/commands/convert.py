@@ -1,5 +1,7 @@
 """`roost convert`: writes a checkpoint as safetensors, in another precision."""
 
+from contextlib import closing
+
 from ...engine import ConfigError, shown_bytes
 from ...engine import convert as convert_checkpoint
 from ..assembly.service import LoadProgress
@@ -25,8 +27,7 @@ def convert(options: ConvertOptions) -> int:
         raise ConfigError("calibrate takes quantize int4")
     source = find_model(settings.model, settings.lora)
     texts = None if options.calibrate is None else sample_texts(source, options.calibrate)
-    progress = LoadProgress()
-    try:
+    with closing(LoadProgress()) as progress:
         done = convert_checkpoint(
             source,
             options.destination,
@@ -35,7 +36,5 @@ def convert(options: ConvertOptions) -> int:
             texts=texts,
             progress=progress,
         )
-    finally:
-        progress.close()
     print_status(f"{options.destination}: {shown_bytes(done.num_bytes)}, fingerprint {done.fingerprint}")
     return 0

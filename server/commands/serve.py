@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import sys
-import time
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -21,7 +20,7 @@ from ...engine import (
     follow,
 )
 from ..app import create_app, open_features
-from ..assembly.service import LoadProgress, engine_config, exit_while_loading, is_loading, make_engine, make_service
+from ..assembly.service import LoadProgress, engine_config, exit_if_loading, make_engine, make_service
 from ..feature import Opening
 from ..generation.service import Service
 from ..http.auth import load_access
@@ -107,8 +106,7 @@ def _serve(
     lifecycle = Lifecycle(service, signals, settings, on_ready=start, features=features)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         failure = runner.run(serve_until_stopped(lifecycle, server, listeners.sockets(), features, tasks))
-        if is_loading(engine):
-            exit_while_loading(progress, 0)
+        exit_if_loading(engine, progress, 0)
     telemetry.close()
     return failure, engine.is_stuck or any(feature.is_stuck for feature in features)
 
@@ -123,7 +121,6 @@ def _prepare_process(settings: Settings) -> Signals:
     set_up_logging(level, as_json=as_json, access_log=settings.access_log)
     if as_json:
         log_warnings_and_uncaught()
-    _logger.debug("imports and settings: %.2f s of processor time", time.process_time())
     for warning in settings.warnings:
         _logger.warning("%s", warning)
     return signals

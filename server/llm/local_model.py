@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, TypedDict
 
 from ...engine import ConfigError, EngineDeadError, Quantization
-from ..assembly.service import LoadProgress, engine_config, exit_while_loading, is_loading, make_engine, make_service
+from ..assembly.service import LoadProgress, engine_config, exit_if_loading, make_engine, make_service
 from ..model_hub import find_model
 from ..observability.metrics import Metrics
 from ..settings import Settings, SettingsError, load_settings
@@ -95,8 +95,7 @@ class LocalModel:
 
     def exit_if_loading(self, status: int) -> None:
         """Exits the process with `status` if the engine is loading, since loading cannot be interrupted otherwise."""
-        if is_loading(self._engine):
-            exit_while_loading(self._progress, status)
+        exit_if_loading(self._engine, self._progress, status)
 
     async def close(self) -> None:
         """Ends unfinished requests and frees the model's memory; see `AsyncLLM.close`."""

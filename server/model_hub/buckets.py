@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import platformdirs
 from huggingface_hub.utils import WeakFileLock
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from tqdm import tqdm
 
 from ...engine import CheckpointError
 
@@ -185,17 +184,15 @@ def _list(store: "GCSStore | S3Store") -> list[BucketObject]:
 
 def _download(store: "GCSStore | S3Store", objects: Sequence[BucketObject], folder: Path) -> None:
     """Downloads the files of a version that a folder lacks. A progress bar is shown only on a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("downloading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=sum(each.size for each in objects))
+    total = sum(each.size for each in objects)
+    with tqdm(desc="downloading", total=total, unit="B", unit_scale=True, disable=None) as progress:
         for each in objects:
             path = folder / each.name
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as out:
-                progress.advance(task, out.tell())
+                progress.update(out.tell())
                 for begin in range(out.tell(), each.size, _CHUNK):
-                    progress.advance(task, out.write(_read(store, each, begin)))
+                    progress.update(out.write(_read(store, each, begin)))
                 out.flush()
                 os.fsync(out.fileno())
 

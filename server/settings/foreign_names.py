@@ -15,7 +15,7 @@ _NO_ADAPTERS: Final = "merge the adapter into the weights with {lora}"
 _REVISION: Final = "append the revision to {model}: owner/name@revision"
 
 
-_VLLM: Final[Mapping[str, ForeignName]] = {
+VLLM_NAMES: Final[Mapping[str, ForeignName]] = {
     "allowed_origins": ForeignName("use {allow_origin}"),
     "block_size": ForeignName("leave it out: states have no blocks", is_harmless=True),
     "chat_template": ForeignName(_TEMPLATE),
@@ -61,7 +61,7 @@ _VLLM: Final[Mapping[str, ForeignName]] = {
 }
 """vLLM's names: its flags, with underscores. Alternatives have names of settings in braces."""
 
-_LLAMA_CPP: Final[Mapping[str, ForeignName]] = {
+LLAMA_CPP_NAMES: Final[Mapping[str, ForeignName]] = {
     "alias": ForeignName("use {served_model_name}"),
     "batch_size": ForeignName("use {prefill_chunk}"),
     "cache_type_k": ForeignName("use {kv_dtype}"),
@@ -92,7 +92,7 @@ _LLAMA_CPP: Final[Mapping[str, ForeignName]] = {
 }
 """llama.cpp's flags, with underscores."""
 
-_SHORT: Final[Mapping[str, str]] = {
+SHORT_FLAGS: Final[Mapping[str, str]] = {
     "-a": "alias",
     "-b": "batch_size",
     "-c": "ctx_size",
@@ -120,42 +120,24 @@ _SHORT: Final[Mapping[str, str]] = {
 
 def foreign_flag_hint(flag: str) -> str | None:
     """Returns what to use instead of a flag of vLLM or llama.cpp; None for any other flag."""
-    return _hint(flag, _SHORT.get(flag, flag.removeprefix("--").replace("-", "_")), flag_name)
+    return _hint(flag, SHORT_FLAGS.get(flag, flag.removeprefix("--").replace("-", "_")), flag_name)
 
 
 def foreign_name_hint(name: str) -> str | None:
     """Returns what to use instead of a keyword of vLLM's `LLM`; None for any other name."""
-    return _hint(name, name, str) if name in _VLLM else None
+    return _hint(name, name, str) if name in VLLM_NAMES else None
 
 
 def is_neutral(name: str, value: Any) -> bool:
     """Returns whether a keyword of vLLM's `LLM` has a value that has no effect here. None is like omitting it."""
-    return name in _VLLM and not _VLLM[name].has_effect(value)
-
-
-def foreign_flags() -> Mapping[str, Mapping[str, str]]:
-    """Returns the alternative to each flag, by server."""
-    shorts = {name: short for short, name in _SHORT.items()}
-    owners = {"vLLM": _VLLM, "llama.cpp": _LLAMA_CPP}
-
-    def flags(name: str) -> str:
-        short = f", {shorts[name]}" if name in shorts else ""
-        return flag_name(name) + short
-
-    return {
-        owner: {flags(name): _instead(each, flag_name) for name, each in names.items()}
-        for owner, names in owners.items()
-    }
+    return name in VLLM_NAMES and not VLLM_NAMES[name].has_effect(value)
 
 
 def _hint(written: str, name: str, label: Callable[[str], str]) -> str | None:
-    owner, found = ("vLLM", _VLLM.get(name)) if name in _VLLM else ("llama.cpp", _LLAMA_CPP.get(name))
+    """Returns the alternative to a name, with each setting named by `label`."""
+    owner, found = ("vLLM", VLLM_NAMES.get(name)) if name in VLLM_NAMES else ("llama.cpp", LLAMA_CPP_NAMES.get(name))
     if found is None:
         return None
     noun = "flag" if written.startswith("-") else "name"
-    return f"{written} is {owner}'s {noun}: {_instead(found, label)}"
-
-
-def _instead(found: ForeignName, label: Callable[[str], str]) -> str:
-    """Returns the alternative, with each setting named by `label`."""
-    return re.sub(r"\{(\w+)\}", lambda setting: label(setting[1]), found.instead)
+    instead = re.sub(r"\{(\w+)\}", lambda setting: label(setting[1]), found.instead)
+    return f"{written} is {owner}'s {noun}: {instead}"

@@ -61,12 +61,10 @@ def read_environment(names: Collection[str]) -> tuple[dict[str, str], list[str]]
     values, warnings = dict[str, str](), list[str]()
     for variable, value in sorted(os.environ.items()):
         name = variable.upper().removeprefix(PREFIX).lower()
-        if not variable.upper().startswith(PREFIX) or _SERVICE_VARIABLE.fullmatch(variable):
+        of_kubernetes = _SERVICE_VARIABLE.fullmatch(variable) or (name.endswith("port") and _ADDRESS.match(value))
+        if not variable.upper().startswith(PREFIX) or of_kubernetes:
             continue
-        if _ADDRESS.match(value) and name.endswith("port"):
-            text = f"its value is the address that Kubernetes sets for a Service of that name; use {flag_name(name)}"
-            warnings += [f"{variable} is ignored: {text}"] if name in names else []
-        elif name in names:
+        if name in names:
             values[name] = value
         elif meant := closest(name, names):
             raise SettingsError(f"{variable} is unknown; did you mean {variable_name(meant)}?")

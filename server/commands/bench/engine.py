@@ -6,6 +6,7 @@ A `Driver` steps the engine and records times; `Bench` runs workloads with it.
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final
@@ -182,7 +183,7 @@ def bench_engine(options: EngineBenchOptions) -> int:
     given = {name: getattr(options, name) for name in _OPTIONS}
     document = opening("engine", {**settings_as_json(settings), "workloads": _workloads(options), **given})
     try:
-        core = load(settings, source, _MAX_QUEUE)
+        core = load(settings, source)
         result = Bench(options, settings, source.config.vocab_size, core).run()
     except KeyboardInterrupt:
         return INTERRUPTED_STATUS
@@ -357,23 +358,19 @@ def run_by_rounds(driver: Driver, requests: Iterable[Request], interval: int) ->
     driver.finish()
 
 
-def load(settings: Settings, source: ModelSource, max_queue: int) -> EngineCore:
+def load(settings: Settings, source: ModelSource) -> EngineCore:
     """Returns an engine that is ready. It has no prefix cache, so that every prompt is prefilled.
 
     Args:
       settings: Settings of the engine.
       source: Model to load.
-      max_queue: Number of requests that may wait.
 
     Raises:
       RoostError: A setting is wrong, or the model cannot be loaded.
     """
-    config = replace(engine_config(settings), max_queue=max_queue, state_cache_gib=0)
-    progress = LoadProgress()
-    try:
+    config = replace(engine_config(settings), max_queue=_MAX_QUEUE, state_cache_gib=0)
+    with closing(LoadProgress()) as progress:
         return load_engine(source, config, progress)
-    finally:
-        progress.close()
 
 
 def make_request(name: str, prompt: Sequence[int], max_tokens: int | None) -> Request:

@@ -47,7 +47,6 @@ _SHORT_PROMPT: Final = 16
 _MEASURE_S: Final = 3.0
 _MAX_STEPS: Final = 200
 _NUM_PREFILLS: Final = 3
-_MAX_QUEUE: Final = 10**6
 
 _SAMPLED: Final = SamplingParams(temperature=0.8, top_p=0.95, seed=0)
 _GREEDY: Final = SamplingParams(temperature=0.0)
@@ -57,7 +56,7 @@ def speed(options: ReportOptions) -> Mapping[str, Any]:
     """Returns the measured rows, the memory, and the duration of the start."""
     settings = options.load()
     source, began = find_model(settings.model), time.perf_counter()
-    core = load(settings, source, _MAX_QUEUE)
+    core = load(settings, source)
     start_s, slots = time.perf_counter() - began, core.stats.slots
     roofline = _roofline(source, settings)
     counts = [count for count in (_QUICK_COUNTS if options.quick else _COUNTS) if count < slots]
@@ -239,7 +238,7 @@ def profile(options: ReportOptions) -> Mapping[str, Any]:
     """Records a profile of steps with every slot in use, and returns the longest operations."""
     settings = options.load()
     source = find_model(settings.model)
-    core = load(settings, source, _MAX_QUEUE)
+    core = load(settings, source)
     driver = _decoding(core, source, core.stats.slots, is_sampled=False)
     folder = options.out / "profile"
     say_step("recording")
