@@ -42,20 +42,33 @@ _PIPE_BYTES: Final = 2**20
 _KILLED: Final = frozenset({signal.SIGKILL, signal.SIGTERM})
 """Signals that no limit of a grammar sends."""
 
-_DIED: Final = "computing the next token mask takes too much work"
-"""Error message for outputs whose process has ended."""
+_DIED: Final = Frame(Kind.FAILED, payload=b"computing the next token mask takes too much work")
+"""Reply of a process that has ended."""
 
 _ALL_BYTES: Final = frozenset(bytes([byte]) for byte in range(256))
 
 type Tokenize = Callable[[bytes], Sequence[int]]
 
 
+@dataclass(eq=False)
+class Follower:
+    """A grammar's state along one output.
+
+    Attributes:
+      number: Number in messages.
+      is_awaited: Whether the reply to the last request has not arrived.
+      reply: Reply to the last request, once it has arrived.
+    """
+
+    number: int
+    is_awaited: bool = False
+    reply: Frame = _DIED
+
+
 class Grammar:
     """A grammar, which any number of outputs may follow, and its process.
 
     One thread at a time may use it, but any thread may drop followers.
-
-    A follower is the grammar's state along one output.
 
     Args:
       commands: Pipe to the process.
@@ -76,9 +89,8 @@ class Grammar:
         self._commands, self._replies, self._status = commands, replies, status
         self._tokenize = tokenize
         self._reader = FrameReader()
-        self._numbers = itertools.count(1)
-        self._followers: dict[int, _Follower] = {}
-        self._dropped: deque[int] = deque()
+        self._numbers = itertools.count()
+        self._followers: weakref.WeakValueDictionary[int, Follower] = weakref.WeakValueDictionary()
         self._unsent: deque[bytes] = deque()
         self._sending = threading.Lock()
         self._is_dead = False
@@ -109,12 +121,12 @@ class Grammar:
           GrammarError: The grammar is wrong, uses an unsupported feature, or exceeds the limits.
           GrammarBusyError: The system has ended the process.
         """
-        self._followers[0] = _Follower(num_awaited=1)
-        self._send(Frame(Kind.COMPILE, payload=bytes([spec.notation]) + spec.source.encode()))
+        compilation = self.new_follower()
+        self._request(compilation, Kind.COMPILE, bytes([spec.notation]) + spec.source.encode())
         os.set_blocking(self._commands.fileno(), False)  # after the compilation, a process must not block the engine
-        self.wait(0, None)
-        result = self._followers.pop(0).result
-        if result is None:
+        self.wait(compilation, None)
+        result = compilation.reply
+        if result is _DIED:
             if self.was_killed:
                 raise GrammarBusyError("the system has ended the process that compiled it; try again later")
             raise GrammarError(_too_complex(self._limits))
@@ -129,38 +141,31 @@ class Grammar:
             constraint.advance(token_id)
         return constraint
 
-    def new_follower(self) -> int:
-        """Returns the number of a new follower. The caller must drop it in the end."""
-        return next(self._numbers)
+    def new_follower(self) -> Follower:
+        """Returns a new follower, which the process drops once it is collected."""
+        follower = Follower(next(self._numbers))
+        self._followers[follower.number] = follower
+        weakref.finalize(follower, self._send, Frame(Kind.DROP, follower.number)).atexit = False
+        return follower
 
-    def request_mask(self, follower: int, token_ids: Sequence[int] = ()) -> None:
-        """Requests a follower's next mask, without waiting for it.
+    def request_mask(self, follower: Follower, token_ids: Sequence[int] = ()) -> None:
+        """Requests a follower's next mask, without waiting for it. Its last reply must have arrived.
 
         Args:
-          follower: Number of the follower.
           token_ids: Tokens that advance the follower; none for the first mask.
         """
-        self._followers.setdefault(follower, _Follower()).num_awaited += 1
-        self._send(Frame(Kind.NEXT, follower, b"".join(map(TOKEN.pack, token_ids))))
+        self._request(follower, Kind.NEXT, b"".join(map(TOKEN.pack, token_ids)))
 
-    def wait(self, follower: int, seconds: float | None) -> bool:
+    def wait(self, follower: Follower, seconds: float | None) -> bool:
         """Waits for the reply to the last request, and returns whether it has arrived, or the process has ended."""
-        while self._followers[follower].num_awaited and not self._is_dead:
+        while follower.is_awaited and not self._is_dead:
             if not self._wait_for_io(seconds):
                 return False
         return True
 
-    def result(self, follower: int) -> Frame:
-        """Waits for and returns the reply to the last request: a mask, or the first failure of the follower."""
-        self.wait(follower, None)
-        state = self._followers[follower]
-        is_over = state.result is not None and (not state.num_awaited or state.result.kind is Kind.FAILED)
-        return state.result if is_over and state.result else Frame(Kind.FAILED, follower, _DIED.encode())
-
-    def drop(self, follower: int) -> None:
-        """Drops a follower. Callable on any thread."""
-        self._dropped.append(follower)
-        self._send(Frame(Kind.DROP, follower))
+    def _request(self, follower: Follower, kind: Kind, payload: bytes) -> None:
+        follower.is_awaited, follower.reply = True, _DIED
+        self._send(Frame(kind, follower.number, payload))
 
     def _wait_for_io(self, seconds: float | None) -> bool:
         """Waits until a pipe is ready, then reads and writes without blocking; returns False after the timeout."""
@@ -209,32 +214,12 @@ class Grammar:
         if not data:
             self._is_dead = True
             return
-        while self._dropped:
-            self._followers.pop(self._dropped.popleft(), None)
         for frame in self._reader.feed(data):
             if frame.kind is Kind.TOKENIZE:
                 token_ids = self._tokenize(frame.payload)
                 self._send(Frame(Kind.TOKENS, payload=b"".join(map(TOKEN.pack, token_ids))))
-            elif frame.follower in self._followers:
-                self._followers[frame.follower].add(frame)
-
-
-@dataclass(slots=True)
-class _Follower:
-    """Replies to a follower's requests, in the order of the requests.
-
-    Attributes:
-      num_awaited: Number of requests without a reply.
-      result: Latest reply, or the first failure. It is outdated while another reply is awaited.
-    """
-
-    num_awaited: int = 0
-    result: Frame | None = None
-
-    def add(self, reply: Frame) -> None:
-        self.num_awaited -= 1
-        if self.result is None or self.result.kind is not Kind.FAILED:
-            self.result = reply
+            elif (follower := self._followers.get(frame.follower)) is not None:
+                follower.is_awaited, follower.reply = False, frame
 
 
 class GrammarProcessFactory:
@@ -365,7 +350,7 @@ class GrammarConstraint:
     """A `Constraint` of one output. End tokens are allowed exactly where the grammar may end.
 
     Masks are computed in the grammar's process. The first call of `is_ready` after new tokens requests the next one,
-    unless the tokens were forced, and the masks after them known.
+    unless the last one is still computed, or the tokens were forced, and the masks after them known.
 
     Args:
       process: Process that has compiled the grammar.
@@ -377,7 +362,6 @@ class GrammarConstraint:
         self._unsent: list[int] = []
         self._is_requested = False
         self._known: Forced | None = None  # after all tokens
-        weakref.finalize(self, process.drop, self._follower).atexit = False
 
     def advance(self, token_id: int) -> None:
         """Takes the output's next token. `fill_mask` raises if it was not allowed."""
@@ -392,8 +376,7 @@ class GrammarConstraint:
         """Waits up to `wait_s` seconds, and returns whether `fill_mask` would return without waiting."""
         if self._known is not None:
             return True
-        self._request()
-        return self._process.wait(self._follower, wait_s)
+        return self._has_reply(wait_s)
 
     def fill_mask(self, mask: TokenMask) -> None:
         """Writes the current token mask, and waits for it if necessary.
@@ -415,20 +398,23 @@ class GrammarConstraint:
         return self._known
 
     def _read(self) -> Forced:
-        self._request()
-        result = self._process.result(self._follower)
-        if result.kind is not Kind.MASK:
+        self._has_reply(None)
+        reply = self._follower.reply
+        if reply.kind is not Kind.MASK:
             if self._process.was_killed:
                 raise ConstraintLostError("the system has ended the process of the grammar: send the request again")
-            reason = one_line(result.payload.decode())
+            reason = one_line(reply.payload.decode())
             raise GrammarFailedError(f"the grammar cannot be followed any further: {reason}")
-        words = np.frombuffer(result.payload, np.uint32)
+        words = np.frombuffer(reply.payload, np.uint32)
         end = 1 + int(words[0])
         return Forced(tuple(words[1:end].tolist()), words[end:])
 
-    def _request(self) -> None:
-        """Requests the mask after all tokens, unless it was already requested."""
-        if not self._is_requested:
+    def _has_reply(self, wait_s: float | None) -> bool:
+        """Waits for the mask after all tokens, and returns whether it has arrived, or the grammar has failed."""
+        has_reply = self._process.wait(self._follower, wait_s)
+        if has_reply and not self._is_requested:
             self._process.request_mask(self._follower, self._unsent)
             self._unsent.clear()
             self._is_requested = True
+            has_reply = self._process.wait(self._follower, wait_s)
+        return has_reply
