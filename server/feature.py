@@ -28,13 +28,11 @@ class Opening:
     Attributes:
       service: Service that generates; its engine need not be ready.
       settings: Settings of the server; None opens the feature without a database and similar resources.
-      observers: Observers of the feature's work.
       num_tenants: Number of tenants.
     """
 
     service: Service
     settings: Settings | None = None
-    observers: Sequence[Observer] = ()
     num_tenants: int = 1
 
     @property

@@ -88,7 +88,7 @@ def _serve(
         simulated=model.simulated,
     )
     service = replace(make_service(settings, config, engine, model, metrics), loading=lambda: progress.text)
-    features = open_features(Opening(service, settings, telemetry.observers, config.tenants))
+    features = open_features(Opening(service, settings, config.tenants))
     make_app = partial(
         create_app, service, features=features, strict=settings.strict, root_path=settings.root_path or ""
     )

@@ -1,11 +1,9 @@
 """Records of engine requests for metrics, traces, responses and the access log, and the metrics made from them."""
 
 import math
-import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate
@@ -51,29 +49,6 @@ _FINISHED: Final = ("stop", "length", "abort", "error")
 """Reasons that vLLM counts as success, including aborts and errors."""
 
 
-type Fact = str | bool | int | float
-"""Value that describes work."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreWork:
-    """Database work for responses that runs in addition to their generation.
-
-    Attributes:
-      name: Kind of work, such as "checkpoint".
-      began: Monotonic time in seconds.
-      ended: Monotonic time in seconds.
-      facts: Values that describe it, by name.
-      error: Class of the error that ended it; None if it succeeded.
-    """
-
-    name: str
-    began: float
-    ended: float
-    facts: Mapping[str, Fact]
-    error: str | None
-
-
 class Observer:
     """Receives the progress of requests. The base class does nothing."""
 
@@ -91,24 +66,6 @@ class Observer:
 
     def on_settle(self, record: "RequestRecord") -> None:
         """Called when a request has ended, and it is known whether anybody got its output; `record.is_left` is set."""
-
-    def on_work(self, work: StoreWork) -> None:
-        """Called when work for responses in a database has ended."""
-
-
-@contextmanager
-def observed(observers: Sequence[Observer], name: str, **facts: Fact) -> Iterator[dict[str, Fact]]:
-    """Reports the work of the `with` block to observers. The block may add to the yielded facts."""
-    began, error = time.monotonic(), None
-    try:
-        yield facts
-    except BaseException as raised:
-        error = type(raised).__name__
-        raise
-    finally:
-        work = StoreWork(name, began, time.monotonic(), facts, error)
-        for observer in observers:
-            observer.on_work(work)
 
 
 class RequestTracker:

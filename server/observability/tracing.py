@@ -1,4 +1,4 @@
-"""OpenTelemetry spans of HTTP requests, of their engine requests and their phases, and of durable work.
+"""OpenTelemetry spans of HTTP requests, of their engine requests and their phases.
 
 Spans have names, numbers and times, but no prompt or output text.
 """
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from opentelemetry import trace
-from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -19,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .logging import request_id
-from .request_metrics import Observer, RequestRecord, StoreWork
+from .request_metrics import Observer, RequestRecord
 
 _QUIET: Final = ("/", "/health", "/health/ready", "/health_generate", "/load", "/metrics")
 """Paths that are polled every few seconds and not traced."""
@@ -84,19 +83,6 @@ class Tracing(Observer):
         span("prefill", started, first_token, {"roost.prompt_tokens": len(record.request.prompt_token_ids)}, request)
         if record.first_token is not None:
             span("decode", first_token, record.ended, {"roost.generated_tokens": record.num_tokens}, request)
-
-    def on_work(self, work: StoreWork) -> None:
-        """Creates a span of database work for responses, in a separate trace."""
-        epoch_s = time.time() - time.monotonic()
-        attributes = {f"roost.{name}": value for name, value in work.facts.items()}
-        if work.error is not None:
-            attributes["error.type"] = work.error
-        span = self._tracer.start_span(
-            work.name, Context(), attributes=attributes, start_time=int((work.began + epoch_s) * 1e9)
-        )
-        if work.error is not None:
-            span.set_status(Status(StatusCode.ERROR))
-        span.end(int((work.ended + epoch_s) * 1e9))
 
     def shut_down(self) -> None:
         """Exports the buffered spans."""

@@ -13,7 +13,6 @@ from ...errors.request_errors import BUSY_STATUSES, ApiError
 from ...generation.admission import admission, stored_json
 from ...generation.prompts import Prompt
 from ...generation.service import Service
-from ...observability.request_metrics import observed
 from ...storage.claims import Claimant, Places
 from ...storage.work import SUSPECT_DEATHS, Lease
 from ...storage.worker import WorkKind
@@ -124,27 +123,22 @@ class AdoptionKind(WorkKind[Adoption]):
             self._service.tracked.abort(response_id)
             await log.release()
             return None
-        with observed(self._service.metrics.requests.observers, "adoption", response=response_id) as facts:
-            facts.update(tenant=adoption.record.tenant, tokens=log.num_committed, exact=is_exact)
-            try:
-                if not adoption.claim.is_deadly:
-                    run = await self._continued(adoption, log)
-                    replay = run.request.replay
-                    facts["checkpoint"] = replay is not None and replay.snapshot is not None
-                    how = "exactly" if is_exact else "inexactly"
-                    _logger.info("continues %s %s after event %d", response_id, how, log.last.next_event - 1)
-                    return log.start(run.run())
-                num_deaths = adoption.claim.num_lone_deaths
-                message = f"{num_deaths} replicas died while this was the only adopted response that they ran"
-                about = {"code": "server_error", "message": message}
-                await end_early(self._responses, adoption.record, status="failed", error=about)
-            except (FencedError, StoreUnavailableError):
-                raise
-            except Exception as error:
-                facts["failed"] = True
-                _logger.exception("%s cannot be continued here", response_id)
-                is_busy = isinstance(error, ApiError) and error.status_code in BUSY_STATUSES
-                await log.release(is_death=not is_busy)
+        try:
+            if not adoption.claim.is_deadly:
+                run = await self._continued(adoption, log)
+                how = "exactly" if is_exact else "inexactly"
+                _logger.info("continues %s %s after event %d", response_id, how, log.last.next_event - 1)
+                return log.start(run.run())
+            num_deaths = adoption.claim.num_lone_deaths
+            message = f"{num_deaths} replicas died while this was the only adopted response that they ran"
+            about = {"code": "server_error", "message": message}
+            await end_early(self._responses, adoption.record, status="failed", error=about)
+        except (FencedError, StoreUnavailableError):
+            raise
+        except Exception as error:
+            _logger.exception("%s cannot be continued here", response_id)
+            is_busy = isinstance(error, ApiError) and error.status_code in BUSY_STATUSES
+            await log.release(is_death=not is_busy)
         return None
 
     async def _continued(self, adoption: Adoption, log: ResponseLog) -> BackgroundRun:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from itertools import batched
 from typing import Final
 
-from ....engine import AsyncEngine, EngineDeadError, RequestSnapshot, UnknownRequestError
+from ....engine import AsyncEngine, EngineDeadError, UnknownRequestError
 from ...database.errors import FencedError, StoreUnavailableError
 from ...generation.service import engine_request_id
-from ...observability.request_metrics import Fact, Observer, observed
 from .checkpoint_files import CheckpointFiles
 from .response_store import ResponseLog, ResponseStore
 
@@ -41,7 +40,6 @@ class Checkpointer:
       interval_s: Minimum seconds between two checkpoints of a response.
       max_bytes_per_s: Maximum bytes per second of all periodic checkpoints together.
       evacuation_s: Maximum seconds for the checkpoints before the process exits.
-      observers: Observers of checkpoints and of the evacuation.
     """
 
     engine: AsyncEngine
@@ -50,7 +48,6 @@ class Checkpointer:
     interval_s: float
     max_bytes_per_s: float
     evacuation_s: float
-    observers: Sequence[Observer] = ()
     _task: asyncio.Task[None] | None = field(default=None, init=False)
 
     def start(self) -> None:
@@ -64,30 +61,25 @@ class Checkpointer:
         if not (self._exact_logs() or self.responses.streams) or not self.engine.is_ready:
             return
         try:
-            with observed(self.observers, "evacuation") as facts:
-                async with asyncio.timeout(self.evacuation_s):
-                    await self._save_all(facts)
+            async with asyncio.timeout(self.evacuation_s):
+                await self._save_all()
         except TimeoutError:
             text = "not all of %d responses were checkpointed before the end: see --evacuate-seconds"
             _logger.warning(text, len(self._exact_logs()))
         except EngineDeadError as error:
             _logger.warning("%s", error)
 
-    async def _save_all(self, facts: dict[str, Fact]) -> None:
-        """Pauses the engine, and takes a checkpoint of every response, including open streams.
-
-        Args:
-          facts: Receives the numbers of responses and checkpoints.
-        """
+    async def _save_all(self) -> None:
+        """Pauses the engine, and takes a checkpoint of every response, including open streams."""
+        start = time.monotonic()
         await self.engine.pause()
         await asyncio.sleep(_READERS_S)
         await self.responses.hand_over_streams()
         logs, num_taken = self._exact_logs(), 0
-        facts["responses"] = len(logs)
         for some in batched(logs, _AT_A_TIME):
             num_taken += sum(map(bool, await asyncio.gather(*map(self._take, some))))
-        facts["checkpoints"] = num_taken
-        _logger.info("checkpointed %d of %d responses", num_taken, len(logs))
+        seconds = time.monotonic() - start
+        _logger.info("checkpointed %d of %d responses in %.1f s", num_taken, len(logs), seconds)
 
     async def _run(self) -> None:
         while True:
@@ -111,17 +103,10 @@ class Checkpointer:
 
     async def _take(self, log: ResponseLog) -> int:
         """Takes a checkpoint of a response, and returns the size of its file; 0 if it has none."""
-        with observed(self.observers, "checkpoint", response=log.lease.id) as facts:
-            try:
-                checkpoint = await self.engine.snapshot_request(engine_request_id(log.lease.id, 0))
-            except UnknownRequestError:
-                return 0  # it has no token yet, or has ended
-            num_bytes = await self._keep(log, checkpoint)
-            facts.update(tokens=checkpoint.num_tokens, bytes=num_bytes)
-            return num_bytes
-
-    async def _keep(self, log: ResponseLog, checkpoint: RequestSnapshot) -> int:
-        """Writes a checkpoint's file and refers to it, and returns the file's size; 0 if it cannot be written."""
+        try:
+            checkpoint = await self.engine.snapshot_request(engine_request_id(log.lease.id, 0))
+        except UnknownRequestError:
+            return 0  # it has no token yet, or has ended
         formats = self.engine.request_snapshot_format
         assert formats is not None
         name = f"{log.lease.id}-{log.lease.fence}-{checkpoint.num_tokens}"

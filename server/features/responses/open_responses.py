@@ -90,7 +90,7 @@ def open_responses(opening: Opening) -> OpenResponses:
     if files is not None:
         rate = settings.checkpoint_mib_per_s * 2**20
         limits = settings.checkpoint_seconds, rate, settings.evacuate_seconds
-        checkpointer = Checkpointer(service.engine, store, files, *limits, opening.observers)
+        checkpointer = Checkpointer(service.engine, store, files, *limits)
     return OpenResponses(service, store, str(opening.address), checkpointer)
 
 

@@ -18,7 +18,6 @@ from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.observability.metrics import Metrics
-from roost.server.observability.request_metrics import observed
 from roost.server.observability.telemetry import open_telemetry
 from roost.server.observability.tracing import Tracing, open_tracing
 from roost.server.settings import load_settings
@@ -93,26 +92,6 @@ async def test_failed_request_has_error_status(
     found = by_name(spans)
     assert found["POST /v1/completions"].status.status_code is StatusCode.ERROR
     assert found["text_completion counter"].status.status_code is StatusCode.ERROR
-
-
-def test_durable_work_has_a_span_of_its_own(spans: InMemorySpanExporter) -> None:
-    """Also where it ends with an error."""
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(spans))
-    tracing = Tracing(provider, "counter")
-    with observed([tracing], "checkpoint", response="resp_1") as facts:
-        facts["bytes"] = 3
-    with pytest.raises(TimeoutError), observed([tracing], "evacuation"):
-        raise TimeoutError
-    good, bad = spans.get_finished_spans()
-    assert (good.name, dict(good.attributes or {}), good.parent) == (
-        "checkpoint",
-        {"roost.response": "resp_1", "roost.bytes": 3},
-        None,
-    )
-    assert (good.start_time or 0) <= (good.end_time or 0)
-    assert (bad.attributes or {})["error.type"] == "TimeoutError"
-    assert [span.status.status_code for span in (good, bad)] == [StatusCode.UNSET, StatusCode.ERROR]
 
 
 async def test_spans_contain_no_text(traced: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
