@@ -28,13 +28,15 @@ from .tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer, read_object
 
 _ROLES: Final = {"s": "system", "u": "user", "a": "assistant"}
 
-_ORDERS: Final[Sequence[tuple[Callable[[Sequence[Message]], list[Message]], Sequence[str]]]] = (
+type _Order = Callable[[Sequence[Message]], list[Message]]
+"""Folds messages into an order of roles."""
+
+_ORDERS: Final[Sequence[tuple[_Order, Sequence[str]]]] = (
     (unfolded, ("ssuuaasaus", "uuaasaussu", "aasaussuuau")),  # each role comes first, and after each role
     (fold_after_system, ("suau",)),
-    (fold, ("u",)),
 )
-"""Functions that fold messages into an order of roles, from the least folded to the most, with the roles of the
-conversations that test whether a template accepts that order."""
+"""Orders of roles that fold less than `fold`, with the roles of the conversations that test whether a template accepts
+that order."""
 
 
 class ChatTemplate:
@@ -46,8 +48,7 @@ class ChatTemplate:
 
     Probes determine once, when the template is loaded, which order of roles it accepts: any order, alternating turns
     after a system message, or alternating turns only. Every conversation is then rendered in that form, so that the
-    prefix of a growing prompt does not change. The probes also determine whether each text is passed as a string or as
-    a list of one part.
+    prefix of a growing prompt does not change.
 
     Args:
       source: Source of the template.
@@ -67,22 +68,15 @@ class ChatTemplate:
         environment.globals |= {**variables, "raise_exception": _raise_exception}
         self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
         self._template = environment.from_string(source)
-        self._set_form()
+        accepted = (order for order, probes in _ORDERS if all(self._takes(order, roles) for roles in probes))
+        self._fold = next(accepted, fold)
 
     def __call__(self, messages: Sequence[Message], ending: Ending) -> list[Part]:
         return lay_out(self._fold(messages), ending, partial(self._write, ending.variables))
 
-    def _set_form(self) -> None:
-        """Sets the form of all conversations to the one that folds least."""
-        for self._as_content in (str, _as_parts):
-            for self._fold, probes in _ORDERS:
-                if all(map(self._takes, probes)):
-                    return
-        self._as_content = str  # the template may need a variable of the request
-
-    def _takes(self, roles: str) -> bool:
+    def _takes(self, order: _Order, roles: str) -> bool:
         """Returns whether the template accepts messages with roles of these initials, and keeps their order."""
-        probe = self._fold([Message(_ROLES[role], str(position)) for position, role in enumerate(roles)])
+        probe = order([Message(_ROLES[role], str(position)) for position, role in enumerate(roles)])
         try:
             parts = self._write({}, probe, True)
         except ChatFormatError:
@@ -103,7 +97,7 @@ class ChatTemplate:
     def _parts(self, messages: Sequence[Message], variables: Mapping[str, Any], *, add_header: bool) -> list[Part]:
         texts = {str(index): message.content for index, message in enumerate(messages) if message.content}
         quoted = [
-            {"role": message.role, "content": self._as_content(_placeholder(index) if message.content else "")}
+            {"role": message.role, "content": _placeholder(index) if message.content else ""}
             for index, message in enumerate(messages)
         ]
         # `split` alternates between markup and the indices inside of placeholders.
@@ -128,17 +122,6 @@ _PLACEHOLDER: Final = re.compile("\ue0f0([0-9]+)\ue0f1")
 
 def _placeholder(index: int) -> str:
     return f"\ue0f0{index}\ue0f1"
-
-
-class _TextPart(dict[str, str]):
-    """A part of a message in OpenAI's form; raises if a template without support for parts writes its `repr`."""
-
-    def __repr__(self) -> str:
-        raise ChatFormatError("the checkpoint's chat template takes a list of parts for a text")
-
-
-def _as_parts(text: str) -> list[_TextPart]:
-    return [_TextPart(type="text", text=text)]
 
 
 def _raise_exception(message: str) -> Never:

@@ -341,14 +341,6 @@ class TestFoldingForTemplates:
             chat.encode([system("S"), user("U"), assistant("A")])
         assert shown(chat, [user("U"), assistant("A")], TestAnOpenEnd.OPEN).endswith("A")
 
-    def test_error_of_a_list_of_parts_is_the_templates(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
-        template = (
-            "{% for m in messages %}{% if m.content[0].text == '' %}{{ raise_exception('say something') }}{% endif %}"
-            "[{{ m.role }}] {{ m.content[0].text }}\n{% endfor %}"
-        )
-        with pytest.raises(ChatFormatError, match="refuses these messages: say something"):
-            with_template(tmp_path, template, tokenizer).encode([user("")])
-
     def test_missing_header_after_an_assistants_message_is_an_error(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         """Otherwise the model would continue after the end of its own turn."""
         template = "{% for m in messages %}{{ '[INST] ' if m.role == 'user' }}{{ m.content }} [/INST]{% endfor %}"
@@ -453,21 +445,6 @@ class TestTemplates:
         template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
         assert shown(with_template(tmp_path, template, tokenizer), [system("S"), user("U")]) == "<bos>S\n\nU"
 
-    def test_template_may_need_texts_as_lists_of_parts(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
-        loop = "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
-        wants_parts = "{% for m in messages %}[{{ m.role }}] " + loop + "; {% endfor %}"
-        takes_both = (
-            "{% for m in messages %}[{{ m.role }}] {% if m.content is string %}{{ m.content }}{% else %}"
-            + loop
-            + "{% endif %}; {% endfor %}"
-        )
-        messages = [system("S"), user("U"), assistant("A"), user("V")]
-        for template in (wants_parts, takes_both):
-            chat = with_template(tmp_path, template, tokenizer)
-            assert shown(chat, messages) == "<bos>[system] S; [user] U; [assistant] A; [user] V; "
-        no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + wants_parts
-        assert shown(with_template(tmp_path, no_system, tokenizer), messages[:2]) == "<bos>[user] S\n\nU; "
-
     def test_text_written_twice_is_in_the_prompt_twice(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         template = "{{ messages[0].content }}-{{ messages[0].content | upper }}"
         assert shown(with_template(tmp_path, template, tokenizer), [user("u")]) == "<bos>u-u"
@@ -479,12 +456,6 @@ class TestTemplates:
         chat = with_template(tmp_path, template, tokenizer)
         with pytest.raises(ChatFormatError, match="leaves out or rewrites"):
             chat.encode([user("a"), assistant("b"), user("c")])
-
-    @pytest.mark.parametrize("value", ["m.content[0]", "m.content[:1]", "m.content[:1] | string", "m.content | tojson"])
-    def test_repr_of_a_part_is_an_error(self, tokenizer: Tokenizer, tmp_path: Path, value: str) -> None:
-        chat = with_template(tmp_path, "{% for m in messages %}{{ " + value + " }}{% endfor %}", tokenizer)
-        with pytest.raises(ChatFormatError):
-            chat.encode([user("a")])
 
     @pytest.mark.parametrize(
         ("template", "reason"),
