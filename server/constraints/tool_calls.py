@@ -6,14 +6,14 @@ the marks `<tool_call>` and `</tool_call>`. Consecutive calls are on consecutive
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 from io import StringIO
 from typing import Any, Final
 from uuid import uuid4
 
 from ..text.chat_format import FunctionTool
+from ..text.detokenizer import start_of_prefix
 from .grammar_spec import GrammarSpec, grammar_spec, lark_text, schema_text
 
 MARK: Final = "<tool_call>"
@@ -103,7 +103,7 @@ def _call(tool: FunctionTool) -> str:
     return f"{lark_text(call_start(tool.name))} %json {schema_text(parameters(tool))} {lark_text(CALL_END)}"
 
 
-_START: Final = re.compile(re.escape(MARK) + r'\n\{"name": "([^"]+)", "arguments": ')
+_START: Final = re.compile(rf'{BETWEEN_CALLS}?{MARK}\n\{{"name": "([^"]+)", "arguments": ')
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,36 +147,28 @@ def join_calls(pieces: Sequence[CallPiece]) -> tuple[CallPiece, ...]:
     return joiner.joined()
 
 
-class _Place(Enum):
-    """Position of the reader in the output."""
-
-    BEGINNING = auto()
-    TEXT = auto()
-    BEFORE_ARGUMENTS = auto()
-    ARGUMENTS = auto()
-    BEHIND_ARGUMENTS = auto()
-
-
 class CallReader:
     """Separates text from calls in output that arrives piece by piece.
 
-    A grammar ensures that output which begins with `MARK` has the form of calls. If the output is truncated, the last
-    call is incomplete.
-
-    Attributes:
-      is_complete: Whether the output consists of calls, and the last of them has ended.
+    A grammar ensures that output which begins with `MARK` has the form of calls. Its JSON has no line breaks, neither
+    in strings nor between its parts, so `CALL_END` is not in arguments. If the output is truncated, the last call is
+    incomplete.
     """
 
     def __init__(self) -> None:
-        self.is_complete = False
-        self._place = _Place.BEGINNING
         self._held = ""
+        self._is_text = False
         self._num_calls = 0
-        self._end = _ObjectEnd()
+        self._in_arguments = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the output consists of calls, and the last of them has ended."""
+        return self._num_calls > 0 and not self._in_arguments and not self._held
 
     @property
     def is_holding(self) -> bool:
-        """Whether there is text that may be either text or part of a call."""
+        """Whether there is text that may be either text or part of a call, or either arguments or their end."""
         return bool(self._held)
 
     def read(self, text: str, *, is_last: bool) -> tuple[str, tuple[CallPiece, ...]]:
@@ -187,68 +179,29 @@ class CallReader:
           is_last: Whether it is the last piece.
         """
         self._held += text
-        pieces: list[CallPiece] = []
-        place = None
-        while place is not self._place:
-            place = self._place
-            pieces += self._step()
-        shown = self._held if self._place is _Place.TEXT or (is_last and self._place is _Place.BEGINNING) else ""
-        self._held = self._held[len(shown) :]
-        return shown, tuple(pieces)
+        if not self._num_calls:
+            start = self._held[: len(MARK)]
+            self._is_text = self._is_text or not MARK.startswith(start) or (is_last and start != MARK)
+        if not self._is_text:
+            return "", tuple(self._pieces())
+        shown, self._held = self._held, ""
+        return shown, ()
 
-    def _step(self) -> list[CallPiece]:
-        """Advances to the next place if the held text is sufficient, and returns the pieces of calls that are found."""
-        match self._place:
-            case _Place.BEGINNING if not MARK.startswith(self._held[: len(MARK)]):
-                self._place = _Place.TEXT
-            case _Place.BEGINNING if len(self._held) >= len(MARK):
-                self._place = _Place.BEFORE_ARGUMENTS
-            case _Place.BEFORE_ARGUMENTS if found := _START.match(self._held):
-                return self._begin(found)
-            case _Place.ARGUMENTS if self._held:
-                return self._go_on()
-            case _Place.BEHIND_ARGUMENTS if self._held.startswith(CALL_END):
-                self.is_complete = True
-                if self._held.startswith(CALL_END + BETWEEN_CALLS):
-                    self._held = self._held.removeprefix(CALL_END + BETWEEN_CALLS)
-                    self._place, self.is_complete = _Place.BEFORE_ARGUMENTS, False
-        return []
-
-    def _begin(self, start: re.Match[str]) -> list[CallPiece]:
-        self._held = self._held[start.end() :]
-        self._place = _Place.ARGUMENTS
-        self._end = _ObjectEnd()
-        self._num_calls += 1
-        return [CallPiece(self._num_calls - 1, f"call_{uuid4().hex}", start[1])]
-
-    def _go_on(self) -> list[CallPiece]:
-        length = self._end.find(self._held)
-        if length is not None:
-            self._place = _Place.BEHIND_ARGUMENTS
-        arguments, self._held = self._held[:length], "" if length is None else self._held[length:]
-        return [CallPiece(self._num_calls - 1, arguments=arguments)]
-
-
-class _ObjectEnd:
-    """Finds the end of a JSON object that arrives in pieces."""
-
-    def __init__(self) -> None:
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
-
-    def find(self, piece: str) -> int | None:
-        """Returns the number of the piece's characters that belong to the object; None if the object continues."""
-        for position, char in enumerate(piece, start=1):
-            if self._in_string:
-                self._in_string = self._escaped or char != '"'
-                self._escaped = char == "\\" and not self._escaped
-            elif char == '"':
-                self._in_string = True
-            elif char in "{[":
-                self._depth += 1
-            elif char in "}]":
-                self._depth -= 1
-                if not self._depth:
-                    return position
-        return None
+    def _pieces(self) -> Iterator[CallPiece]:
+        """Yields the pieces of calls in the held text, without the part that may continue."""
+        while self._in_arguments or (start := _START.match(self._held)):
+            if not self._in_arguments:
+                self._held = self._held[start.end() :]
+                self._in_arguments = True
+                self._num_calls += 1
+                yield CallPiece(self._num_calls - 1, f"call_{uuid4().hex}", start[1])
+            arguments, end, rest = self._held.partition(CALL_END)
+            if not end:
+                length = start_of_prefix(self._held, CALL_END)
+                arguments, rest = self._held[:length], self._held[length:]
+            self._held = rest
+            if arguments:
+                yield CallPiece(self._num_calls - 1, arguments=arguments)
+            if not end:
+                return
+            self._in_arguments = False

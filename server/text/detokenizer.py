@@ -91,13 +91,13 @@ class Detokenizer:
         if found:
             end, start, self.stop_string = min(found)
             return text[: end if self._include_stop else start]
-        start = min([_start_of_prefix(text, stop) for stop in candidates], default=len(text))
+        start = min([start_of_prefix(text, stop) for stop in candidates], default=len(text))
         self._held = text[start:]
         return text[:start]
 
 
-def _start_of_prefix(text: str, stop: str) -> int:
-    """Returns the start of the longest end of the text that is a proper prefix of a stop string."""
+def start_of_prefix(text: str, stop: str) -> int:
+    """Returns the start of the longest end of the text that is a proper prefix of a stop string; else the length."""
     start = text.find(stop[0], max(len(text) - len(stop) + 1, 0))
     while start >= 0 and not stop.startswith(text[start:]):
         start = text.find(stop[0], start + 1)
