@@ -20,7 +20,7 @@ from ..generation.spec import GenerationSpec
 from ..schemas.body import BodyCheck
 from ..schemas.generation_fields import ChatFields, CompletionFields
 from .outputs import OutputBuilder, RequestOutput, State
-from .sampling_params import RequestError, RequestOutputKind, SamplingParams, checked, python_errors
+from .sampling_params import RequestError, RequestOutputKind, SamplingParams, as_json, checked, python_errors
 
 
 class TextPrompt(TypedDict):
@@ -166,7 +166,7 @@ def chat_fields(
     fields = params.body_fields()
     if (num_top := fields.pop("logprobs", None)) is not None:
         fields |= {"logprobs": True, "top_logprobs": num_top}
-    fields |= {"messages": _plain(messages), **_plain(options), "from_state": state and state.id}
+    fields |= {"messages": as_json(messages), **as_json(options), "from_state": state and state.id}
     return checked(ChatFields, fields)
 
 
@@ -194,15 +194,6 @@ def prompt_content(prompt: Prompt, param: str = "prompt", *, may_be_empty: bool 
     if not token_ids and not may_be_empty:
         raise RequestError(f"{param}: the list of token ids is empty", param)
     return token_ids
-
-
-def _plain(value: Any) -> Any:
-    """Returns a value of JSON types, with other mappings and sequences as dicts and lists."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(each) for each in value]
-    return value
 
 
 async def outputs(

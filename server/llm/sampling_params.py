@@ -186,7 +186,7 @@ class SamplingParams:
 
     def body_fields(self) -> dict[str, Any]:
         """Returns the equivalent fields of an HTTP request, as JSON types, except fields that are None."""
-        return {name: _as_json(value) for name, value in _items(self) if name != "output_kind"}
+        return {name: as_json(value) for name, value in _items(self) if name != "output_kind"}
 
 
 def _items(params: Any) -> list[tuple[str, Any]]:
@@ -194,15 +194,14 @@ def _items(params: Any) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in named if value is not None]
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """Returns a value of JSON types, with other mappings and sequences as dicts and lists."""
     match value:
         case StructuredOutputsParams():
-            return {name: _as_json(each) for name, each in _items(value)}
+            return as_json(dict(_items(value)))
         case Mapping():
-            return {str(key): each for key, each in value.items()}
-        case str():
-            return value
-        case Sequence():
-            return list(value)
+            return {str(key): as_json(each) for key, each in value.items()}
+        case Sequence() if not isinstance(value, str):
+            return [as_json(each) for each in value]
         case _:
             return value

@@ -55,7 +55,7 @@ def _serve(tokenizer: WorkerTokenizer, limits: GrammarLimits, commands: int, rep
     """Runs one grammar and exits; after any failure the server sees the pipe close."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # native code reports its crash on stderr
     try:
-        with suppress(EOFError, BrokenPipeError):
+        with suppress(StopIteration, BrokenPipeError):
             run(tokenizer, Server(commands, replies), limits)
     finally:
         os._exit(0)

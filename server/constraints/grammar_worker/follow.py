@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -74,21 +74,16 @@ class Server:
 
     def __init__(self, commands: int, replies: int) -> None:
         self._commands, self._replies = commands, replies
-        self._reader = FrameReader()
-        self._frames: deque[Frame] = deque()
+        self._arriving = self._receive()
+        self._kept: deque[Frame] = deque()
 
     def read(self) -> Frame:
         """Waits for and returns the next message.
 
         Raises:
-          EOFError: The server has closed the pipe.
+          StopIteration: The server has closed the pipe.
         """
-        while not self._frames:
-            data = os.read(self._commands, 65536)
-            if not data:
-                raise EOFError
-            self._frames.extend(self._reader.feed(data))
-        return self._frames.popleft()
+        return self._kept.popleft() if self._kept else next(self._arriving)
 
     def write(self, frame: Frame) -> None:
         """Sends a message."""
@@ -99,12 +94,14 @@ class Server:
     def tokenize(self, text: bytes) -> list[int]:
         """Requests the token ids of a text from the server. Commands that arrive first are kept for `read`."""
         self.write(Frame(Kind.TOKENIZE, payload=text))
-        waiting: deque[Frame] = deque(self._frames)
-        self._frames.clear()
-        while (frame := self.read()).kind is not Kind.TOKENS:
-            waiting.append(frame)
-        self._frames.extendleft(reversed(waiting))
+        while (frame := next(self._arriving)).kind is not Kind.TOKENS:
+            self._kept.append(frame)
         return [token_id for (token_id,) in TOKEN.iter_unpack(frame.payload)]
+
+    def _receive(self) -> Iterator[Frame]:
+        reader = FrameReader()
+        while data := os.read(self._commands, 65536):
+            yield from reader.feed(data)
 
 
 def run(tokenizer: WorkerTokenizer, server: Server, limits: GrammarLimits) -> None:
