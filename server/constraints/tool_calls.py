@@ -189,8 +189,10 @@ class CallReader:
 
     def _pieces(self) -> Iterator[CallPiece]:
         """Yields the pieces of calls in the held text, without the part that may continue."""
-        while self._in_arguments or (start := _START.match(self._held)):
+        while True:
             if not self._in_arguments:
+                if (start := _START.match(self._held)) is None:
+                    return
                 self._held = self._held[start.end() :]
                 self._in_arguments = True
                 self._num_calls += 1
