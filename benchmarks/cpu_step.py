@@ -182,7 +182,7 @@ def busy_steps(executor: Executor, options: argparse.Namespace) -> Sizes:
 
 def first_tokens(runner: ModelRunner, lengths: Iterable[int]) -> Sizes:
     """Yields a request of one token for each length of a prompt, and the name of its row."""
-    core, ids = EngineCore(Scheduler(runner.slots, 100, runner.limits), runner), count()
+    core, ids = EngineCore(Scheduler(runner.served.slots, 100, runner.limits), runner), count()
 
     def serve(length: int) -> None:
         request = Request(str(next(ids)), tuple(range(3, 3 + length)), SamplingParams(max_tokens=1, temperature=0.0))

@@ -133,7 +133,7 @@ def grammars_of(tokenizer: Tokenizer) -> tuple[Grammar, Grammar]:
 
 def core_of(runner: ModelRunner, *, drafts: bool) -> EngineCore:
     limits = runner.limits if drafts else replace(runner.limits, speculation=None)
-    return EngineCore(Scheduler(runner.slots, runner.slots, limits), runner)
+    return EngineCore(Scheduler(runner.served.slots, runner.served.slots, limits), runner)
 
 
 def run(core: EngineCore, requests: Sequence[Request], grammar: Grammar | None) -> Run:

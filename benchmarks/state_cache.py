@@ -212,7 +212,7 @@ def measure_inexact(dtype: str, repeats: int) -> Inexact:
     tokenizer, same, first, further = open_tokenizer(source), 0, 0.0, 0.0
 
     def make_core(*, is_inexact: bool) -> EngineCore:
-        cache = PrefixCache(runner.window, 2**30, is_inexact=is_inexact)
+        cache = PrefixCache(runner.served.config.window, 2**30, is_inexact=is_inexact)
         return EngineCore(Scheduler(2, 10, runner.limits, cache=cache), runner)
 
     exact, inexact = make_core(is_inexact=False), make_core(is_inexact=True)
@@ -266,13 +266,13 @@ def measure_misses(model: str) -> Misses:
     """Measures with a cache that is full from the first round on, so that each snapshot evicts another."""
     source = open_model(model)
     runner = load_runner(source, EngineConfig(slots=8))
-    cache = PrefixCache(runner.window, 32 * 2**20)
+    cache = PrefixCache(runner.served.config.window, 32 * 2**20)
     rng = np.random.default_rng(0)
     speeds: dict[bool, list[float]] = {False: [], True: []}
     for number in range(2 * MISS_ROUNDS + 2):
         is_on = number % 2 == 1
         runner.keeps_snapshots = is_on
-        core = EngineCore(Scheduler(runner.slots, 100, runner.limits, cache=cache if is_on else None), runner)
+        core = EngineCore(Scheduler(runner.served.slots, 100, runner.limits, cache=cache if is_on else None), runner)
         for index in range(MISS_REQUESTS):
             prompt = tuple(rng.integers(10, source.config.vocab_size, MISS_PROMPT).tolist())
             core.add(Request(f"{number}-{index}", prompt, SamplingParams(max_tokens=MISS_TOKENS)))

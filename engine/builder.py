@@ -89,9 +89,9 @@ def _engine(
     """
     reserved_slots = config.reserved_slots
     if reserved_slots is None:
-        reserved_slots = 1 if config.tenants > 1 and runner.slots > 1 else 0
+        reserved_slots = 1 if config.tenants > 1 and runner.served.slots > 1 else 0
     scheduler = Scheduler(
-        runner.slots,
+        runner.served.slots,
         config.max_queue,
         runner.limits,
         config.max_queue_tokens,
@@ -314,4 +314,4 @@ def _prefix_cache(config: EngineConfig, runner: ModelRunner | SimulatedRunner, b
         kind = f"{bits}-inexact" if config.state_cache_inexact else bits
         model, limit = f"{runner.state_format.model}-{kind}", int(config.state_cache_dir_gib * 2**30)
         disk = DiskTier(config.state_cache_dir, model, runner.state_format.snapshot, limit, config.state_key)
-    return PrefixCache(runner.window, budget, disk, is_inexact=config.state_cache_inexact)
+    return PrefixCache(runner.served.config.window, budget, disk, is_inexact=config.state_cache_inexact)

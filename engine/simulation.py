@@ -297,16 +297,6 @@ class SimulatedRunner:
         self._keeps_snapshots = served.settings.state_cache_gib != 0
         self._tokens = SlotTokens(served.rows, served.config.vocab_size, output_tokens)
 
-    @property
-    def slots(self) -> int:
-        """Number of requests that run at a time."""
-        return self.served.slots
-
-    @property
-    def window(self) -> int:
-        """Number of tokens that attention looks back on."""
-        return self.state_format.snapshot.window
-
     def close(self) -> None:
         """Does nothing: the runner holds no resources."""
 
@@ -320,7 +310,7 @@ class SimulatedRunner:
 
     def snapshot(self, slot: int, length: int) -> Snapshot:
         """Returns a state of the size of the slot's after `length` tokens."""
-        edges = pairwise(window_edges(length, self.window))
+        edges = pairwise(window_edges(length, self.served.config.window))
         return Snapshot(length, self._recurrent(), tuple(self._window(end - start) for start, end in edges))
 
     def _run_decode(self, batch: DecodeBatch) -> Pending:
@@ -332,7 +322,7 @@ class SimulatedRunner:
         for slot, mask in batch.masks:
             self._tokens.set_mask(slot, mask)
         slots, (rows, _) = np.array(batch.slots), self.served.decode_places(batch.slots)
-        seconds = self._durations.decode_seconds(rows, self._tokens.window_tokens(slots, self.window))
+        seconds = self._durations.decode_seconds(rows, self._tokens.window_tokens(slots, self.served.config.window))
         drawn = zip(batch.requests, self._tokens.draw(slots), strict=True)
         return self._pending([self._result(request, token) for request, token in drawn], seconds)
 

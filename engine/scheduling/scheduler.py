@@ -118,17 +118,12 @@ class Scheduler:
         return None if self._drafting is None else self._drafting.counts
 
     @property
-    def is_idle(self) -> bool:
-        """Whether there is nothing to plan and nothing to report."""
-        return self.next_timeout == math.inf
-
-    @property
     def next_timeout(self) -> float | None:
         """Time at which there will be something to plan if nothing happens, in seconds of `time.monotonic`.
 
         None if there is already something to plan; infinite if the scheduler is idle.
         """
-        if self.running or self._assignment.failed or self._assignment.probes:
+        if self.running or self._assignment.failed or self._assignment.probe is not None:
             return None
         if not any(self._waiting):
             return math.inf
@@ -161,8 +156,8 @@ class Scheduler:
         self._next_end = min(self._next_end, request.start_by, request.deadline)
 
     def probe(self, request: Request) -> None:
-        """Gives one of the engine's own requests the next free slot, ahead of the queue. It uses no prefix cache."""
-        self._assignment.probes.append(request)
+        """Gives a request of the engine itself the next free slot, ahead of the queue. It uses no prefix cache."""
+        self._assignment.probe = request
 
     def abort(self, request_id: str) -> bool:
         """Ends a request and immediately frees its slot; returns whether it was waiting or running."""

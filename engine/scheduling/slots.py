@@ -6,7 +6,6 @@ prompt. A request beyond the queue's bounds is refused, with an estimate of when
 
 import heapq
 from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -304,7 +303,7 @@ class SlotAssignment:
       running: Requests with a slot by id, oldest first.
       lent: Requests among them that yield their slots to requests from the queue.
       pool: Free and used slots.
-      probes: The engine's own requests, which get slots ahead of all others. They use no prefix cache.
+      probe: Request of the engine itself, which gets the next slot and uses no prefix cache; None if it has none.
       failed: Last outputs of requests that could not be started. No other request is affected.
 
     Args:
@@ -334,21 +333,20 @@ class SlotAssignment:
         self.running: dict[str, RunningRequest] = {}
         self.lent: dict[str, RunningRequest] = {}
         self.pool = pool
-        self.probes: deque[Request] = deque()
+        self.probe: Request | None = None
         self.failed: list[RequestOutput] = []
         self._queue = queue
         self._cache = cache
         self._take_fetch = take_fetch
         self._mask_words = mask_words
         self._reserved = reserved
-        self._running_probes: set[str] = set()
         self._service_s: float | None = None  # moving average of ended requests
         self._num_refused = 0
 
     @property
     def num_queued(self) -> int:
         """Number of running requests that came from the queue."""
-        return len(self.running) - len(self.lent) - len(self._running_probes)
+        return len(self.running) - len(self.lent)
 
     @property
     def num_open(self) -> int:
@@ -362,10 +360,9 @@ class SlotAssignment:
 
     def assign(self, now: float) -> None:
         """Gives slots to as many requests as possible."""
-        while self.probes and self.pool.free:
-            probe = self.probes.popleft()
-            self.running[probe.id] = RunningRequest(probe, self.pool.claim(), now)
-            self._running_probes.add(probe.id)
+        if self.probe is not None and self.pool.free:
+            self.running[self.probe.id] = RunningRequest(self.probe, self.pool.claim(), now)
+            self.probe = None
         while self.pool.free and self._queue.waiting:
             request = self._queue.pop(self._blocked_tenants() if self._reserved else ())
             if request is None:
@@ -424,7 +421,7 @@ class SlotAssignment:
 
     def release(self, running: RunningRequest, now: float) -> None:
         """Takes a request's slot back, and charges its tenant for the request's actual cost."""
-        if self._is_queued(running.request):
+        if running.request.id not in self.lent:
             self._queue.correct_cost(running.request, running.num_prompt_dispatched + running.num_tokens)
             service_s = now - running.assigned_at
             last_s = service_s if self._service_s is None else self._service_s
@@ -438,7 +435,6 @@ class SlotAssignment:
         """Takes a request's slot back without a charge."""
         request_id = running.request.id
         self.lent.pop(request_id, None)
-        self._running_probes.discard(request_id)
         del self.running[request_id]
         self.pool.release(running.slot)
         forks = [each for each in self.running.values() if each.parent is running]
@@ -464,9 +460,6 @@ class SlotAssignment:
         if self.num_open:
             return ()
         return {each.request.tenant for name, each in self.running.items() if name not in self.lent}
-
-    def _is_queued(self, request: Request) -> bool:
-        return request.id not in self.lent and request.id not in self._running_probes
 
     def _restore(self, running: RunningRequest) -> None:
         """Restores the longest cached prefix of a request's prompt, unless its prompt tokens are scored or it is a
@@ -504,7 +497,7 @@ class SlotAssignment:
         """
         if self._service_s is None:
             return _UNKNOWN_S
-        ages = [now - each.assigned_at for each in self.running.values() if self._is_queued(each.request)]
+        ages = [now - each.assigned_at for name, each in self.running.items() if name not in self.lent]
         service_s = max(self._service_s, sum(ages) / len(ages) if ages else 0.0)
         estimate = (self._num_refused + 1) * service_s / self.pool.size
         if estimate < _LONGEST_S:  # requests beyond that are not counted, since they don't wait that long

@@ -147,16 +147,6 @@ class ModelRunner:
         self._max_drafts = 0 if settings is None else settings.num_tokens
 
     @property
-    def slots(self) -> int:
-        """Number of requests that run at a time."""
-        return self.served.slots
-
-    @property
-    def window(self) -> int:
-        """Number of tokens that attention looks back on."""
-        return self.state_format.snapshot.window
-
-    @property
     def compiles_since_ready(self) -> int:
         """Number of XLA compilations since every program was compiled."""
         return self.executor.compiles.count
@@ -278,7 +268,7 @@ class ModelRunner:
         start, program = time.perf_counter(), self._programs.restore
         end = program.inputs[1]
         row = np.zeros(end.shape, end.dtype) if snapshot.hidden is None else snapshot.hidden[None]
-        state = (*snapshot.recurrent, window_rows(snapshot, self.window))
+        state = (*snapshot.recurrent, window_rows(snapshot, self.served.config.window))
         self.executor.run(program, _slot(slot), row, *state)
         self.restore_seconds += time.perf_counter() - start
 

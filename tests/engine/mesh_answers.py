@@ -98,8 +98,8 @@ def answers(
         SLOTS, prefill_chunk=chunk, dtype="float32", shards=shards, quantize=quantize, kv_dtype=kv_dtype
     )
     runner = load_runner(source or open_model(str(TINY_MODEL)), config)
-    cache = PrefixCache(runner.window, 10**9)
-    core = EngineCore(Scheduler(runner.slots, 100, runner.limits, cache=cache), runner)
+    cache = PrefixCache(runner.served.config.window, 10**9)
+    core = EngineCore(Scheduler(runner.served.slots, 100, runner.limits, cache=cache), runner)
     told = run(core, *requests(), stagger=1)
     again = run(core, *[r for r in requests() if r.id in ("greedy", "short", "crowd 3")])
     found = {name: as_lists(one) for name, one in told.items()} | {f"{n}, again": as_lists(x) for n, x in again.items()}

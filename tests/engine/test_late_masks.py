@@ -37,7 +37,7 @@ def other() -> Iterator[PlayedProcess]:
 
 def make_core(runner: ModelRunner) -> EngineCore:
     limits = replace(runner.limits, itl_target_s=0.0)
-    scheduler = Scheduler(SLOTS, 100, limits, cache=PrefixCache(runner.window, 10**9))
+    scheduler = Scheduler(SLOTS, 100, limits, cache=PrefixCache(runner.served.config.window, 10**9))
     return EngineCore(
         scheduler,
         runner,

@@ -46,7 +46,7 @@ def test_requests_alone_are_those_in_a_crowd(fields: dict[str, Any]) -> None:
     ]
 
     def served(some: list[Request]) -> dict[str, list[tuple[int, TokenLogprobs]]]:
-        return serve(EngineCore(Scheduler(runner.slots, 100, runner.limits), runner), some)
+        return serve(EngineCore(Scheduler(runner.served.slots, 100, runner.limits), runner), some)
 
     alone = served(requests[:1]) | served(requests[1:2])
     for count in (3, 7, 16):

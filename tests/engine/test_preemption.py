@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("steady_clock")
 def make_core(runner: ModelRunner, budget: int = 10**9) -> EngineCore:
     """Returns a core that serves for throughput: preemptible requests have all free slots."""
     limits = replace(runner.limits, itl_target_s=0.0)
-    scheduler = Scheduler(SLOTS, 100, limits, cache=PrefixCache(runner.window, budget))
+    scheduler = Scheduler(SLOTS, 100, limits, cache=PrefixCache(runner.served.config.window, budget))
     return EngineCore(
         scheduler, runner, request_snapshot_format=RequestSnapshotFormat("test", runner.state_format.snapshot)
     )

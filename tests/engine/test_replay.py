@@ -37,7 +37,9 @@ class EvenThenOdd:
 
 
 def make_core(runner: ModelRunner) -> EngineCore:
-    return EngineCore(Scheduler(SLOTS, 100, runner.limits, cache=PrefixCache(runner.window, 10**9)), runner)
+    return EngineCore(
+        Scheduler(SLOTS, 100, runner.limits, cache=PrefixCache(runner.served.config.window, 10**9)), runner
+    )
 
 
 def request(name: str, length: int, fields: dict[str, Any], replay: Replay | None = None) -> Request:

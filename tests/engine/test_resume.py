@@ -23,7 +23,7 @@ PLENTY = 10**9
 
 
 def make_core(runner: ModelRunner, budget: int = PLENTY) -> EngineCore:
-    cache = PrefixCache(runner.window, budget) if budget else None
+    cache = PrefixCache(runner.served.config.window, budget) if budget else None
     return EngineCore(Scheduler(SLOTS, 100, runner.limits, cache=cache), runner)
 
 
@@ -171,7 +171,7 @@ def test_retry_of_an_aborted_prefill_resumes_it(runner: ModelRunner) -> None:
 
 def test_slot_reused_during_its_last_chunk_caches_the_right_state(runner: ModelRunner) -> None:
     """The chunk of the aborted request is still on the device when the next request gets its slot."""
-    core = EngineCore(Scheduler(1, 100, runner.limits, cache=PrefixCache(runner.window, PLENTY)), runner)
+    core = EngineCore(Scheduler(1, 100, runner.limits, cache=PrefixCache(runner.served.config.window, PLENTY)), runner)
     core.add(ask("a", (1, 300)))
     for _ in range(runner.limits.prefill_layer_slices):
         core.step()

@@ -17,7 +17,7 @@ class CachingCore(EngineCore):
     """Engine core with a prefix cache that tests can search."""
 
     def __init__(self, runner: ModelRunner, *, is_inexact: bool) -> None:
-        self.cache = PrefixCache(runner.window, PLENTY, is_inexact=is_inexact)
+        self.cache = PrefixCache(runner.served.config.window, PLENTY, is_inexact=is_inexact)
         super().__init__(Scheduler(SLOTS, 100, runner.limits, cache=self.cache), runner)
 
 
@@ -57,7 +57,9 @@ def check_end(core: CachingCore, tokens: tuple[int, ...], runner: ModelRunner) -
     assert read.length == len(tokens)
     for left, wanted in zip(found.recurrent, read.recurrent, strict=True):
         np.testing.assert_allclose(left, wanted, **NEAR)
-    np.testing.assert_allclose(window_rows(found, runner.window), window_rows(read, runner.window), **NEAR)
+    np.testing.assert_allclose(
+        window_rows(found, runner.served.config.window), window_rows(read, runner.served.config.window), **NEAR
+    )
 
 
 @pytest.mark.parametrize(("length", "count"), [(1, 2), (1, 200), (40, 26), (64, 3), (300, 2), (300, 200)])

@@ -87,7 +87,9 @@ def make_core(runner: ModelRunner, *, drafts: bool, **changes: Any) -> EngineCor
     """Returns a core whose batches have up to 4 rounds. The runner's limit depends on this machine's speed."""
     changes = {"speculation": runner.limits.speculation if drafts else None, "decode_steps": 4, **changes}
     limits = replace(runner.limits, **changes)
-    return EngineCore(Scheduler(runner.slots, 100, limits, cache=PrefixCache(runner.window, 10**8)), runner)
+    return EngineCore(
+        Scheduler(runner.served.slots, 100, limits, cache=PrefixCache(runner.served.config.window, 10**8)), runner
+    )
 
 
 def repetitive(seed: int, length: int) -> tuple[int, ...]:
@@ -527,9 +529,12 @@ def test_a_replayed_request_goes_on_with_its_prediction(runner: ModelRunner) -> 
 
 def test_a_preempted_request_keeps_its_prediction(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preemption, "_LINGER_S", 0.0)
-    requests, expected = new_texts(runner, [{"params": {**ONCE, "max_tokens": 120}}] * runner.slots)
-    limits, cache = replace(runner.limits, itl_target_s=0.0, decode_steps=1), PrefixCache(runner.window, 10**8)
-    scheduler = Scheduler(runner.slots, 100, limits, cache=cache)
+    requests, expected = new_texts(runner, [{"params": {**ONCE, "max_tokens": 120}}] * runner.served.slots)
+    limits, cache = (
+        replace(runner.limits, itl_target_s=0.0, decode_steps=1),
+        PrefixCache(runner.served.config.window, 10**8),
+    )
+    scheduler = Scheduler(runner.served.slots, 100, limits, cache=cache)
     core = EngineCore(
         scheduler, runner, request_snapshot_format=RequestSnapshotFormat("test", runner.state_format.snapshot)
     )

@@ -85,8 +85,8 @@ def toy_runner(shards: MeshShape) -> ModelRunner:
 
 
 def toy_core(runner: ModelRunner) -> EngineCore:
-    cache = PrefixCache(runner.window, 10**9)
-    return EngineCore(Scheduler(runner.slots, 100, runner.limits, cache=cache), runner, runner.state_format)
+    cache = PrefixCache(runner.served.config.window, 10**9)
+    return EngineCore(Scheduler(runner.served.slots, 100, runner.limits, cache=cache), runner, runner.state_format)
 
 
 def ask(core: EngineCore, name: str, prompt: tuple[int, ...] = PROMPT, **fields: Any) -> tuple[list[int], int]:

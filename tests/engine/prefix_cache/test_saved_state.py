@@ -32,7 +32,7 @@ MORE = (7, 8, 9)
 
 
 def make_core(runner: ModelRunner) -> EngineCore:
-    scheduler = Scheduler(SLOTS, 100, runner.limits, cache=PrefixCache(runner.window, PLENTY))
+    scheduler = Scheduler(SLOTS, 100, runner.limits, cache=PrefixCache(runner.served.config.window, PLENTY))
     return EngineCore(scheduler, runner, runner.state_format)
 
 
@@ -171,11 +171,11 @@ def test_resuming_a_file_equals_resuming_the_state(runner: ModelRunner, key: byt
 
 def test_max_file_bytes_is_the_size_of_the_largest_file(runner: ModelRunner) -> None:
     core = make_core(runner)
-    prompt = PROMPT * (2 + runner.window // len(PROMPT))
+    prompt = PROMPT * (2 + runner.served.config.window // len(PROMPT))
     ask(core, "a", prompt)
     snapshot = core.save("a").snapshot
     assert snapshot is not None
-    assert snapshot.length >= runner.window
+    assert snapshot.length >= runner.served.config.window
     file = runner.state_format.export(saved_state((5,) * MAX_TOKENS, snapshot), b"sesame")
     assert 0 <= runner.state_format.max_file_bytes - len(file) < 20_000
     assert runner.state_format.load(file, b"sesame").snapshot is not None

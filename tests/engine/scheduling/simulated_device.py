@@ -1,5 +1,6 @@
 """A device on a clock of its own, whose steps take a known time."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -115,7 +116,7 @@ class Simulation:
 
     def run(self) -> "Simulation":
         """Runs to the end. Preemptible requests may wait for a moment that no step takes."""
-        while self.step() or not self.scheduler.is_idle:
+        while self.step() or self.scheduler.next_timeout != math.inf:
             if self._in_flight is None:
                 self.now += 0.01
         return self

@@ -1,5 +1,6 @@
 """Which requests may have drafted tokens, when drafts are worth their time, and how accepted ones are booked."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -145,7 +146,7 @@ def test_a_request_may_end_in_a_round_before_the_one_in_flight() -> None:
     assert output.finish_reason is FinishReason.LENGTH
     assert second is not None
     assert scheduler.commit(second, [RowResult()], 1.0).outputs == ()
-    assert scheduler.is_idle
+    assert scheduler.next_timeout == math.inf
 
 
 def test_a_stop_id_inside_a_round_ends_the_output_there() -> None:

@@ -21,21 +21,19 @@ def preemption_of(slots: int, times: StepTimes, limits: StepLimits = LIMITS) -> 
 
 
 def test_preemptible_requests_leave_room_for_others_and_for_a_moment_after_them() -> None:
-    """Beside others, four requests may run in all, as more take too long. Probes are the engine's own, and count for
-    none."""
+    """Beside others, four requests may run in all, as more take too long."""
     limits = StepLimits(512, decode_rows=(4, 8))
     times, queue = StepTimes(limits), WaitingQueue(10)
     for rows, seconds in ((4, 0.01), (8, 1.0)):
         times.record(DecodeBatch((Request("a", (1,)),) * rows, tuple(range(rows))), seconds)
     slots = SlotAssignment(SlotPool(8), queue)
     preemption = Preemption(slots, limits, times, 0)
-    slots.probes.append(Request("probe", (1,)))
-    for number in range(10):
+    for number in range(7):
         preemption.add(Request(f"{number}", (1,), preemptible=True))
     preemption.assign(0.0)
     assert len(preemption.running) == 7
-    slots.release(slots.running["probe"], 0.0)
     queue.add(Request("other", (1,)))
+    preemption.add(Request("7", (1,), preemptible=True))
     assert preemption.victims(can_replay=True) == []  # a slot is free
     preemption.assign(0.1)
     over = preemption.victims(can_replay=True)

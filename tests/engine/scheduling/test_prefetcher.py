@@ -1,5 +1,6 @@
 """Requests that wait until their prompts were searched for on disk."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -92,7 +93,7 @@ def test_request_waits_for_its_search_and_restores_the_result() -> None:
     scheduler.commit_fetch(fetch, state(one))
     assert run(scheduler) == ([("a", 256)], [])
     assert cache.stats.disk_hits == 1
-    assert scheduler.is_idle
+    assert scheduler.next_timeout == math.inf
 
 
 def test_request_without_a_search_is_not_held() -> None:
@@ -165,7 +166,7 @@ def test_timeouts_and_aborts_during_a_search() -> None:
     planned = fetches(scheduler)
     assert [name for name, _ in scheduler.schedule(4.0).failed] == ["late"]
     assert scheduler.abort("left")
-    assert scheduler.is_idle
+    assert scheduler.next_timeout == math.inf
     scheduler.add(again := request("left", kind=3), 0.0)
     for fetch in planned:
         scheduler.commit_fetch(fetch, state(fetch.request))

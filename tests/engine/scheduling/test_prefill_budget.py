@@ -256,7 +256,7 @@ def test_neither_prefill_nor_decode_starves(target_s: float | None, prompts: lis
         for _ in range(steps):
             simulation.step()
     simulation.run()
-    assert simulation.scheduler.is_idle
+    assert simulation.scheduler.next_timeout == math.inf
     assert all(simulation.arrivals.values())
     left = {str(number): prompt for number, (prompt, _, _) in enumerate(prompts)}
     started, was_decode = set[str](), False

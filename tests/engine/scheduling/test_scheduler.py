@@ -750,7 +750,7 @@ def test_deadline_may_pass_before_the_first_plan() -> None:
     planned = scheduler.schedule(6.0)
     assert planned.batch is None
     assert ends(planned.failed) == [("a", "RequestTimeoutError")]
-    assert scheduler.is_idle
+    assert scheduler.next_timeout == math.inf
 
 
 def test_refused_requests_get_an_estimate_to_retry_after() -> None:
@@ -769,22 +769,6 @@ def test_refused_requests_get_an_estimate_to_retry_after() -> None:
             add(scheduler, request("e"), 13.0)
         waits.append(refused.value.retry_after_s)
     assert waits == [1.5, 3.0]
-
-
-def test_probes_do_not_shorten_the_estimate_to_retry_after() -> None:
-    scheduler = Scheduler(1, 0, LIMITS)
-    add(scheduler, request("a"), 10.0)
-    plan(scheduler, 10.0)
-    plan(scheduler, 14.0)
-    scheduler.abort("a")
-    for _ in range(9):
-        scheduler.probe(request("probe"))
-        plan(scheduler, 14.0)
-        scheduler.abort("probe")
-    add(scheduler, request("b"), 14.0)
-    with pytest.raises(QueueFullError) as refused:
-        add(scheduler, request("c"), 14.0)
-    assert refused.value.retry_after_s == 4.0
 
 
 def test_requests_that_were_refused_before_an_idle_time_count_no_more() -> None:
@@ -860,9 +844,9 @@ def test_failure_to_start_during_add_is_reported_by_the_next_plan() -> None:
     scheduler = Scheduler(1, 9, LIMITS, cache=BrokenCache(64, 0))
     add(scheduler, request("a"))
     add(scheduler, request("b"))
-    assert not scheduler.is_idle
+    assert scheduler.next_timeout != math.inf
     assert [name for name, _ in scheduler.schedule(0.0).failed] == ["a", "b"]
-    assert scheduler.is_idle
+    assert scheduler.next_timeout == math.inf
 
 
 def test_tokens_before_non_finite_activations_are_delivered() -> None:
@@ -876,7 +860,7 @@ def test_tokens_before_non_finite_activations_are_delivered() -> None:
     assert good[1].token_ids == (7, 8)
     assert good[1].finish_reason is None
     assert isinstance(bad[1].error, NumericError)
-    assert scheduler.is_idle
+    assert scheduler.next_timeout == math.inf
 
 
 def test_non_finite_state_is_never_inserted() -> None:

@@ -1,5 +1,6 @@
 """Prompts with a common prefix that run at the same time prefill it once."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -38,7 +39,7 @@ def run(scheduler: Scheduler, requests: Iterable[Request]) -> dict[str, list[tup
         scheduler.add(request, 0.0)
         chunks[request.id] = []
     in_flight: Batch | None = None
-    while in_flight is not None or not scheduler.is_idle:
+    while in_flight is not None or scheduler.next_timeout != math.inf:
         planned, ended = scheduler.schedule(0.0).batch, in_flight
         if isinstance(planned, PrefillBatch) and planned.is_last_slice:
             for chunk in planned.chunks:

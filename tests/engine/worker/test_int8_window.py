@@ -64,7 +64,7 @@ def runner(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
 
 
 def make_core(runner: ModelRunner) -> EngineCore:
-    scheduler = Scheduler(SLOTS, 100, runner.limits, cache=PrefixCache(runner.window, 10**9))
+    scheduler = Scheduler(SLOTS, 100, runner.limits, cache=PrefixCache(runner.served.config.window, 10**9))
     return EngineCore(scheduler, runner, runner.state_format)
 
 
