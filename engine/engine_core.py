@@ -194,7 +194,8 @@ class EngineCore:
         """Adds a state's snapshot to the prefix cache, under the state's salt."""
         cache, snapshot = self._scheduler.cache, state.snapshot
         if cache is not None and snapshot is not None:
-            cache.insert_one(PrefixKey(state.salt, state.tokens[: snapshot.length * ID_BYTES]), snapshot)
+            key = PrefixKey(state.salt, state.tokens[: snapshot.length * ID_BYTES])
+            cache.insert(key, [snapshot], on_disk=False)
 
     def snapshot_request(self, request_id: str) -> RequestSnapshot:
         """Returns the state of a running request, from which it can continue; waits for the batch in flight.
@@ -277,7 +278,7 @@ class EngineCore:
         commit = self._scheduler.commit(in_flight.batch, results, self._last_end - start)
         for history, slot in commit.finished:
             assert self._scheduler.cache is not None
-            self._scheduler.cache.insert_one(history, self._runner.snapshot(slot, len(history)))
+            self._scheduler.cache.insert(history, [self._runner.snapshot(slot, len(history))], on_disk=False)
         return commit.outputs
 
     def _snapshot(self, running: RunningRequest) -> Snapshot:

@@ -134,11 +134,6 @@ class Entry:
     ticket: int = 0
 
     @property
-    def is_branch_point(self) -> bool:
-        """Whether cached prefixes diverge here."""
-        return not self.rest and len(self.node.children) + len(self.node.entries) > 2
-
-    @property
     def num_tokens_saved(self) -> int:
         """Number of tokens since the previous snapshot, which a request would prefill without this one."""
         node = self.node if self.rest else self.node.parent
@@ -153,7 +148,8 @@ class Entry:
         for node in self.window_nodes():
             if node.num_users == 1 and node.window is not None:
                 freed += node.window.nbytes
-        weight = 1.0 if self.is_reused or self.is_branch_point else _UNUSED_WEIGHT
+        is_branch_point = not self.rest and len(self.node.children) + len(self.node.entries) > 2
+        weight = 1.0 if self.is_reused or is_branch_point else _UNUSED_WEIGHT
         return self.age + weight * self.num_tokens_saved / max(freed, 1)  # if all its arrays are shared, none is freed
 
     def window_nodes(self) -> list[Node]:
@@ -201,8 +197,8 @@ class PrefixCache:
     Attributes:
       tree: The snapshots.
       evictions: Order in which they are evicted.
-      is_inexact: Whether requests are also restored between two block boundaries, and from states that `insert_one` has
-        added. Both give other bits than prefilling the whole prompt.
+      is_inexact: Whether requests are also restored between two block boundaries, and from states of generated
+        histories. Both give other bits than prefilling the whole prompt.
       num_inserts: Number of times that snapshots were added or deferred. While it is unchanged, a look-up finds no more
         than the last one.
 
@@ -269,7 +265,7 @@ class PrefixCache:
         found = None if entry is None else entry.snapshot
         if fetched is not None and fetched.length > (0 if found is None else found.length):
             self._counts["disk_hits"] += 1
-            self._insert(key, [fetched])
+            self.insert(key, [fetched], on_disk=False)
             found, entry = fetched, self._find(key, at_block_boundary=at_block_boundary)
         if entry is not None:
             entry.is_reused = True
@@ -297,13 +293,21 @@ class PrefixCache:
         self._counts["hit_tokens"] += entry.snapshot.length - matched
         return entry.snapshot
 
-    def insert(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
-        """Adds snapshots of prefixes of a key, shortest first, here and to the tier below. Existing entries are marked
-        as used.
+    def insert(self, key: PrefixKey, snapshots: Sequence[Snapshot], *, on_disk: bool = True) -> None:
+        """Adds snapshots of prefixes of a key, shortest first. Existing entries are marked as used.
+
+        Args:
+          on_disk: Whether the tier below gets them too. It gets no states of generated histories, and none that come
+            without the window blocks of earlier snapshots.
         """
-        if self._disk is not None:
+        if on_disk and self._disk is not None:
             self._disk.store(key, snapshots)
-        self._insert(key, snapshots)
+        self.num_inserts += 1
+        for entry in self.tree.insert(key, snapshots):
+            self.evictions.use(entry)
+        while self.tree.num_bytes > self._budget:
+            self.tree.remove(self.evictions.pop())
+            self._counts["evictions"] += 1
 
     def insert_chunk(self, key: PrefixKey, last: Snapshot | None, block_states: Sequence[BlockState]) -> Snapshot:
         """Adds the states that prefilling a chunk has produced, and returns the snapshot at its end.
@@ -334,13 +338,6 @@ class PrefixCache:
             _, _, insert = self._deferred.popleft()
             insert()
 
-    def insert_one(self, key: PrefixKey, snapshot: Snapshot) -> None:
-        """Adds the state at the end of a key. The tier below does not receive it.
-
-        The state belongs to a generated history, or comes without the window blocks of earlier snapshots.
-        """
-        self._insert(key, [snapshot])
-
     def close(self) -> None:
         """Adds the deferred snapshots, and waits until the tier below has stored everything."""
         try:
@@ -353,14 +350,6 @@ class PrefixCache:
         if any(key.shares(deferred, length) for deferred, length, _ in self._deferred):
             self.settle()
         return self.tree.find(key, at_block_boundary=at_block_boundary or not self.is_inexact)
-
-    def _insert(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
-        self.num_inserts += 1
-        for entry in self.tree.insert(key, snapshots):
-            self.evictions.use(entry)
-        while self.tree.num_bytes > self._budget:
-            self.tree.remove(self.evictions.pop())
-            self._counts["evictions"] += 1
 
 
 class EvictionQueue:
@@ -397,9 +386,6 @@ class EvictionQueue:
                 continue
             self._age = max(self._age, priority)
             return entry
-
-    def __len__(self) -> int:
-        return sum(entry.ticket == ticket for _, ticket, entry in self._heap)
 
     def _push(self, entry: Entry) -> None:
         self._num_tickets += 1

@@ -248,35 +248,22 @@ class DiskTier:
     def _write_all(self, key: PrefixKey, files: Sequence[_StateFile], size: int) -> None:
         try:
             for file in files:
-                self._write(key, file)
+                name = _name(key, file.kind, file.length)
+                try:
+                    self._folder.write(name, pack(file.arrays, self._facts(name), self._sign_key))
+                except Exception as error:  # later files may still succeed
+                    self._report_error(self._folder.path(name), error)
             for length in sorted({file.length for file in files}):
                 self._touch_span(key, length)
         finally:
             with self._lock:
                 self._pending_bytes -= size
 
-    def _write(self, key: PrefixKey, file: _StateFile) -> None:
-        name = _name(key, file.kind, file.length)
-        try:
-            if not all(map(is_finite, file.arrays.values())):
-                raise StateFileError("would hold values that are not finite; it is not written")
-            if not self._is_whole(name, file):
-                self._folder.write(name, pack(file.arrays, self._facts(name), self._sign_key))
-        except Exception as error:  # later files may still succeed
-            self._report_error(self._folder.path(name), error)
-
     def _touch_span(self, key: PrefixKey, length: int) -> None:
         """Touches the marker file of a snapshot's span, when the snapshot was written or used."""
         start = (length // PREFILL_BLOCK - 1) // _SPAN * _SPAN
         if not length % PREFILL_BLOCK and start > 0:
             self._folder.touch(_name(key, "span", start * PREFILL_BLOCK), create=True)
-
-    def _is_whole(self, name: str, file: _StateFile) -> bool:
-        """Returns whether the file exists and is valid. A snapshot that was computed again may have a broken file."""
-        try:
-            return self._load(name, file.kind, file.length) is not None
-        except (OSError, StateFileError):
-            return False
 
     def _report_error(self, path: Path, error: Exception) -> None:
         """Counts an error, and logs the first one."""

@@ -37,7 +37,7 @@ def check_counts(cache: PrefixCache) -> None:
     assert cache.stats.num_bytes == sum(a.nbytes for a in arrays.values()) + hidden
     assert all(node.num_users == count and node.window is not None for node, count in users.items())
     assert cache.stats.snapshots == len(kept)
-    assert len(cache.evictions) == len(kept)
+    assert sum(entry.ticket == ticket for _, ticket, entry in cache.evictions._heap) == len(kept)
     assert all(entry.ticket for entry in kept)
 
 
@@ -107,7 +107,7 @@ def test_inexact_cache_restores_any_prefix(
         seen |= {(salt, tokens[:n]) for n in (*points, len(tokens))} | {(salt, (*tokens, -1))}
         if is_answered:
             answered = text(*parts, (9, 40 * len(parts)))
-            cache.insert_one(PrefixKey.of(answered, salt), left_behind(answered, window))
+            cache.insert(PrefixKey.of(answered, salt), [left_behind(answered, window)], on_disk=False)
             seen.add((salt, answered))
         check_counts(cache)
         assert cache.stats.num_bytes <= budget
@@ -117,7 +117,7 @@ def test_exact_cache_does_not_match_generated_tokens() -> None:
     for is_inexact, spared in ((False, 64), (True, 100)):
         cache, tokens = PrefixCache(128, PLENTY, is_inexact=is_inexact), text((1, 70), (2, 30), (3, 10))
         prefill(cache, tokens[:70])
-        cache.insert_one(PrefixKey.of(tokens[:100], ""), left_behind(tokens[:100], 128))
+        cache.insert(PrefixKey.of(tokens[:100], ""), [left_behind(tokens[:100], 128)], on_disk=False)
         found = cache.match_prefix(PrefixKey.of(tokens, ""))
         assert found is not None
         assert found.length == spared
