@@ -30,6 +30,7 @@ sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolv
 
 import orjson
 from fleet_model import (
+    Chip,
     Fleet,
     InTurn,
     LeastOfTwo,
@@ -47,7 +48,7 @@ from fleet_model import (
 from fleet_page import NEVER_S, page, picture_of
 from fleet_servers import BALANCES, Run, Server, proxying, run_load, serving
 from results_page import commit
-from roost.engine.planning.replicas import Arrival, Chip
+from roost.engine.planning.replicas import Arrival
 from roost.server.commands.bench.report import opening
 
 CHIP: Final = Chip(slots=16, step_s=0.02, prefill_tokens_per_s=8000.0, cached_prefixes=0)
