@@ -9,10 +9,10 @@ A lost host takes its part of the state with it and cannot be replaced. The lead
 and exits; the followers exit when they lose the leader. An orchestrator restarts the group. Followers send a heartbeat
 each second, so that a host that hangs is also detected.
 
-A frame is the length of a header, the header in JSON, and the arrays' bytes. Connections present a secret that the
-leader draws and a collective distributes, so that no other process can read prompts. JAX's distributed client offers a
-key-value store and barriers, but no ordered stream to its peers, and no public interface. ZeroMQ with msgpack lacks the
-secret and the detection of lost peers, which are most of this module.
+A message is a program's label and the bytes of its inputs, whose shapes and dtypes all hosts know. Connections present
+a secret that the leader draws and a collective distributes, so that no other process can read prompts. JAX's
+distributed client offers a key-value store and barriers, but no ordered stream to its peers, and no public interface.
+ZeroMQ lacks the secret and the detection of lost peers, which are most of this module.
 """
 
 import contextlib
@@ -23,17 +23,15 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from multiprocessing.connection import Connection
+from typing import Final
 
 import jax
-import ml_dtypes  # noqa: F401  # names bfloat16 to NumPy
 import numpy as np
-import orjson
 from jax.experimental import multihost_utils
 
 from ..types.config import HostGroup
 from ..types.errors import ConfigError, EngineDeadError
-from ..types.host_memory import HostArray
 
 _BEAT_S: Final = 1.0
 """Seconds between two heartbeats of a follower."""
@@ -48,10 +46,9 @@ _SHUTDOWN_S: Final = 5
 """Seconds that hosts wait for each other at shutdown."""
 
 _SECRET_BYTES: Final = 32
-_END: Final = ""
-"""Label in the last frame: the leader shuts down."""
 
-_LENGTH: Final = struct.Struct("!I")
+_END: Final = b""
+"""Last message: the leader shuts down."""
 
 
 def join(group: HostGroup) -> None:
@@ -82,24 +79,28 @@ class Leader:
       failure: Error that ends the engine, set when a follower has been lost.
     """
 
-    def __init__(self, followers: Sequence[socket.socket]) -> None:
+    def __init__(self, followers: Sequence[Connection]) -> None:
         self.failure: EngineDeadError | None = None
         self._followers = followers
         for follower in followers:
             threading.Thread(target=self._watch, args=(follower,), name="host", daemon=True).start()
 
-    def send(self, label: str, arrays: Sequence[HostArray]) -> None:
+    def send(self, label: str, inputs: bytes) -> None:
         """Sends a program call to all followers.
+
+        Args:
+          label: Label of the program.
+          inputs: Bytes of its inputs, one after the other.
 
         Raises:
           EngineDeadError: A follower has been lost.
         """
         if self.failure is not None:
             raise self.failure
-        frame = _frame(label, arrays)
+        message = label.encode() + b"\0" + inputs
         for follower in self._followers:
             try:
-                follower.sendall(frame)
+                follower.send_bytes(message)
             except OSError:
                 raise self._lost() from None
 
@@ -107,18 +108,13 @@ class Leader:
         """Lets the followers shut down."""
         for follower in self._followers:
             with contextlib.suppress(OSError):
-                follower.sendall(_frame(_END, ()))
+                follower.send_bytes(_END)
 
-    def _watch(self, follower: socket.socket) -> None:
+    def _watch(self, follower: Connection) -> None:
         """Reads heartbeats until they stop."""
-        follower.settimeout(None)
-        timeout = struct.pack("ll", int(_SILENCE_S), 0)
-        follower.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)  # for reads only
-        try:
-            while follower.recv(64):
-                pass
-        except OSError:
-            pass
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                follower.recv_bytes()
         self._lost()
 
     def _lost(self) -> EngineDeadError:
@@ -134,27 +130,31 @@ class Follower:
       on_loss: Called by another thread if the leader is lost; this thread may be waiting for it in a collective.
     """
 
-    def __init__(self, leader: socket.socket, on_loss: Callable[[], None]) -> None:
+    def __init__(self, leader: Connection, on_loss: Callable[[], None]) -> None:
         self._on_loss = on_loss
         self._is_over = False
         self._leader = leader
         threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
 
-    def calls(self) -> Iterator[tuple[str, list[HostArray]]]:
-        """Yields the leader's program calls as labels and inputs, until the leader shuts down.
+    def calls(self) -> Iterator[tuple[str, bytes]]:
+        """Yields the leader's program calls, as `Leader.send` takes them, until the leader shuts down.
 
         Raises:
           EngineDeadError: The leader has been lost.
         """
-        with self._leader, self._leader.makefile("rb") as stream:
-            while (call := _read_frame(stream.read))[0] != _END:
-                yield call
+        with self._leader:
+            try:
+                while (message := self._leader.recv_bytes()) != _END:
+                    label, _, inputs = message.partition(b"\0")
+                    yield label.decode(), inputs
+            except (EOFError, OSError):
+                raise EngineDeadError("the leader of the hosts is gone") from None
             self._is_over = True
 
     def _send_heartbeats(self) -> None:
         try:
             while True:
-                self._leader.sendall(b".")
+                self._leader.send_bytes(b".")
                 time.sleep(_BEAT_S)
         except OSError:
             if not self._is_over:
@@ -172,8 +172,10 @@ def connect_followers(group: HostGroup) -> Leader:
 def connect_leader(group: HostGroup, on_loss: Callable[[], None]) -> Follower:
     """Connects a follower to its leader; see `connect_followers` and `Follower`."""
     secret = _shared_secret()
-    connection = _connect(group.leader, group.port + 1)
-    connection.sendall(secret)
+    leader = socket.create_connection((group.leader, group.port + 1), timeout=_JOIN_S)
+    leader.settimeout(None)
+    connection = _connection(leader)
+    connection.send_bytes(secret)
     return Follower(connection, on_loss)
 
 
@@ -187,53 +189,19 @@ def _shared_secret() -> bytes:
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(drawn)).astype(np.uint8))
 
 
-def _accept(listener: socket.socket, secret: bytes) -> socket.socket:
+def _accept(listener: socket.socket, secret: bytes) -> Connection:
     """Returns the next connection that presents the secret; others are closed."""
     while True:
-        connection, _ = listener.accept()
-        connection.settimeout(_SILENCE_S)
-        try:
-            presented = connection.makefile("rb").read(_SECRET_BYTES)
-        except OSError:
-            presented = b""
-        if hmac.compare_digest(presented, secret):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return connection
+        follower, _ = listener.accept()
+        silence = struct.pack("ll", int(_SILENCE_S), 0)
+        follower.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, silence)  # for reads only
+        connection = _connection(follower)
+        with contextlib.suppress(EOFError, OSError):
+            if hmac.compare_digest(connection.recv_bytes(_SECRET_BYTES), secret):
+                return connection
         connection.close()
 
 
-def _connect(host: str, port: int) -> socket.socket:
-    connection = socket.create_connection((host, port), timeout=_JOIN_S)
-    connection.settimeout(None)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection
-
-
-def _frame(label: str, arrays: Sequence[HostArray]) -> bytes:
-    header = orjson.dumps([label, [[x.dtype.name, x.shape] for x in arrays]])
-    return b"".join([_LENGTH.pack(len(header)), header, *(np.ascontiguousarray(x).tobytes() for x in arrays)])
-
-
-def _read_frame(read: Callable[[int], bytes]) -> tuple[str, list[HostArray]]:
-    """Reads a label and arrays.
-
-    Raises:
-      EngineDeadError: The leader has been lost.
-    """
-
-    def exactly(count: int) -> bytes:
-        try:
-            data = read(count)
-        except OSError:
-            data = b""
-        if len(data) < count:
-            raise EngineDeadError("the leader of the hosts is gone")
-        return data
-
-    label, shapes = orjson.loads(exactly(_LENGTH.unpack(exactly(_LENGTH.size))[0]))
-
-    def array(kind: str, shape: list[int]) -> HostArray:
-        dtype: np.dtype[Any] = np.dtype(kind)
-        return np.frombuffer(exactly(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize), dtype).reshape(shape)
-
-    return label, [array(*each) for each in shapes]
+def _connection(peer: socket.socket) -> Connection:
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Connection(peer.detach())

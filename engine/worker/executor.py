@@ -6,6 +6,7 @@ executors repeat it.
 
 from collections.abc import Iterable
 from functools import partial
+from io import BytesIO
 from typing import Any
 
 import jax
@@ -105,15 +106,16 @@ class Executor:
         """
         assert program is not None
         if self.leader is not None:
-            self.leader.send(program.label, [np.asarray(x) for x in jax.tree.leaves(inputs)])
+            pairs = zip(jax.tree.leaves(inputs), jax.tree.leaves(program.inputs), strict=True)
+            self.leader.send(program.label, b"".join(np.asarray(x, like.dtype).tobytes() for x, like in pairs))
         return self._call(program, inputs)
 
-    def follow(self, calls: Iterable[tuple[str, list[HostArray]]]) -> None:
-        """Repeats the leader's calls, each given as a program's label and the leaves of its inputs."""
+    def follow(self, calls: Iterable[tuple[str, bytes]]) -> None:
+        """Repeats the leader's calls, each given as a program's label and the bytes of its inputs."""
         by_label = {program.label: program for program in self.programs}
-        for label, leaves in calls:
+        for label, inputs in calls:
             program = by_label[label]
-            self._call(program, jax.tree.unflatten(jax.tree.structure(program.inputs), leaves))
+            self._call(program, jax.tree.map(partial(_read_array, BytesIO(inputs)), program.inputs))
 
     def _call[Result](self, program: Program[Result], inputs: tuple[Any, ...]) -> Result:
         traced, used, take = self._traced[program.label], self._used[program.label], self.arrays.take
@@ -128,6 +130,11 @@ class Executor:
             return inputs
         replicated = NamedSharding(self.served.devices.mesh, REPLICATED)
         return jax.tree.map(partial(_on_all, replicated), inputs)
+
+
+def _read_array(stream: BytesIO, like: Any) -> HostArray:
+    """Returns the next array of a stream, which has the shape and the dtype of another one."""
+    return np.frombuffer(stream.read(like.size * like.dtype.itemsize), like.dtype).reshape(like.shape)
 
 
 def _on_all(replicated: NamedSharding, x: Any) -> jax.Array:
