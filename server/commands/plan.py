@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ from ..model_hub import find_model
 from ..settings import Settings, SettingsError, load_settings
 from ..settings.fields import mesh_sizes
 from ..terminal.exits import FAILURE_STATUS
+from .bench.report import make_table, titled
 from .options import PlanOptions
 
 _LIMITS_NOTE = (
@@ -145,36 +146,24 @@ def _print_plan(title: str, roofline: Roofline, *, as_json: bool) -> None:
     rows = [*_rows(roofline)]
     if rate is not None:
         rows.append(("512 + 128 tokens, all slots busy", f"{_shown_rate(rate)} requests/s"))
-    console = _print_table(title, _pairs(rows))
+    notes = []
     if recommended is not None and rate is not None:
         faster = recommended["requests_per_s"]
         gain = f"{_shown_rate(faster)} requests/s, {faster / rate:.2f} times as many."
-        console.print(f"Recommended: {recommended['options']}: {recommended['slots']:,} slots, {gain}", markup=False)
+        notes.append(f"Recommended: {recommended['options']}: {recommended['slots']:,} slots, {gain}")
     if roofline.slots:
-        console.print(_LIMITS_NOTE if roofline.device.peak else _CPU_NOTE, style="dim", markup=False)
+        notes.append(_LIMITS_NOTE if roofline.device.peak else _CPU_NOTE)
     else:
-        console.print("\n".join(_advice(would_fit)), markup=False)
+        notes += _advice(would_fit)
+    _print_table(title, make_table([""], rows), notes)
 
 
 def _print_json(plan: Mapping[str, Any]) -> None:
     print(orjson.dumps(plan).decode())
 
 
-def _print_table(title: str, table: Table) -> Console:
-    """Prints a table below its title, and returns the console for notes."""
-    console = Console(highlight=False)
-    console.print(title, style="italic", markup=False)
-    console.print(table)
-    return console
-
-
-def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
-    """Returns a table of names and numbers."""
-    table = Table("", "", show_header=False)
-    table.columns[1].justify = "right"
-    for row in rows:
-        table.add_row(*row)
-    return table
+def _print_table(title: str, table: Table, notes: Sequence[str]) -> None:
+    Console().print(titled(title, [table], notes))
 
 
 def _plan_as_object(roofline: Roofline) -> dict[str, Any]:
@@ -275,8 +264,7 @@ def _print_load_plan(title: str, roofline: Roofline, slots: int | None, options:
         _print_json(plan)
         return
     title = f"{title}: {' and '.join(map(str, loads))}"
-    console = _print_table(title, _pairs(_load_rows(plan, targets)))
-    console.print(f"{_LOAD_NOTE} {_STEPS[plan['step_times']]}", style="dim", markup=False)
+    _print_table(title, make_table([""], _load_rows(plan, targets)), [f"{_LOAD_NOTE} {_STEPS[plan['step_times']]}"])
 
 
 def _load_plan_as_object(found: LoadPlan, targets: Targets, roofline: Roofline) -> dict[str, Any]:
@@ -362,26 +350,18 @@ def _print_verification(settings: Settings, device: str, *, as_json: bool) -> bo
         programs = [{name: getattr(program, name) for name in names} for program in found.programs]
         _print_json({"slots": found.slots, "hbm_limit_bytes": found.hbm_limit_bytes, "programs": programs})
         return found.fits
-    unfit = (
-        ""
-        if found.estimated_slots in (None, found.slots)
-        else f" (the estimate of {found.estimated_slots:,} does not fit)"
-    )
-    title = f"{source.name} on {device}, {found.slots:,} slots{unfit}"
-    console = _print_table(title, _verification_table(found))
-    console.print(_VERIFICATION_NOTE, style="dim", markup=False)
+    estimate = found.estimated_slots
+    unfit = "" if estimate in (None, found.slots) else f" (the estimate of {estimate:,} does not fit)"
+    limit = f"limit {shown_bytes(found.hbm_limit_bytes)} on each chip"
+    table = make_table(["HBM", "temporaries", "fits"], _verification_rows(found), "program")
+    _print_table(f"{source.name} on {device}, {found.slots:,} slots{unfit}\n{limit}", table, [_VERIFICATION_NOTE])
     return found.fits
 
 
-def _verification_table(found: Verification) -> Table:
-    """Returns a verification as a table."""
-    table = Table("program", title=f"limit {shown_bytes(found.hbm_limit_bytes)} on each chip", title_justify="left")
-    for name in ("HBM", "temporaries", "fits"):
-        table.add_column(name, justify="right")
+def _verification_rows(found: Verification) -> Iterator[tuple[str, str, str, str]]:
     for program in found.programs:
         temporaries = "" if program.temp_bytes is None else shown_bytes(program.temp_bytes)
-        table.add_row(program.name, shown_bytes(program.hbm_bytes), temporaries, "yes" if program.fits else "NO")
-    return table
+        yield program.name, shown_bytes(program.hbm_bytes), temporaries, "yes" if program.fits else "NO"
 
 
 def _print_progress(slots: int, done: int, total: int) -> None:
