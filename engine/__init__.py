@@ -1,7 +1,7 @@
 """Public interface of the engine: token ids in, token ids out. The engine does not know text or HTTP."""
 
 from .async_engine import AsyncEngine, OutputSink
-from .builder import follow, load_engine, load_runner, saved_state_format
+from .builder import follow, load_engine, load_runner
 from .capacity.chips import TPUS, Verification, VerifiedProgram, compiles_from_cache, verify_plan
 from .capacity.roofline import (
     CPU,

@@ -16,7 +16,6 @@ from .capacity.roofline import estimated_slots, fit_slots, memory_of_served
 from .checkpoint.source import ModelSource, model_identity
 from .devices.hosts import Leader, connect_followers, connect_leader, join, min_over_hosts
 from .devices.platform import (
-    PORTABLE,
     Platform,
     affordable_slots,
     choose_mesh_shape,
@@ -115,20 +114,6 @@ def load_runner(source: ModelSource, config: EngineConfig, progress: Progress | 
     source = source.with_kv_dtype(config.kv_dtype)
     executor = _load_executor(source, config, progress or _no_progress)
     return ModelRunner(executor, _state_format(source, executor.served), _affordable_steps(executor))
-
-
-def saved_state_format(source: ModelSource, config: EngineConfig) -> SavedStateFormat:
-    """Returns the format of the states that an engine will load, before its weights are read. It names no engine.
-
-    Raises:
-      CheckpointError: The weights do not fit the model.
-      ConfigError: The device to simulate is unknown, or the model does not fit it.
-    """
-    if config.simulate is not None:
-        return simulated_runner(source, config, config.simulate).state_format
-    source = source.with_kv_dtype(config.kv_dtype)
-    with open_weights(source, config, Devices(PORTABLE)) as weights:
-        return _state_format(source, weights.served)
 
 
 def _state_format(source: ModelSource, served: Served) -> SavedStateFormat:

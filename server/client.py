@@ -19,9 +19,6 @@ import orjson
 from .settings import SettingsError
 from .terminal.exits import CommandError
 
-_MAX_ERROR_BYTES: Final = 64 * 1024
-"""Bytes of an unsuccessful response that are kept."""
-
 _MAX_READ_BYTES: Final = 64 * 1024
 """Maximum bytes of one read."""
 
@@ -255,7 +252,7 @@ class _Connection:
     def on_body(self, piece: bytes) -> None:
         if self._status == 200 and self._sink is not None:
             self._sink(piece, self._now)
-        elif self._status == 200 or len(self._body) < _MAX_ERROR_BYTES:
+        else:
             self._body += piece
 
     def on_message_complete(self) -> None:
