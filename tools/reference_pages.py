@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 
 import typer
 from prometheus_client import CollectorRegistry
+from rich.text import Text
 from roost.engine import DraftCounts, EngineStats
 from roost.server.app import create_app
 from roost.server.commands.main import app
@@ -326,7 +327,7 @@ Every command of `roost`, as `roost COMMAND --help` describes it. `--help` (`-h`
 are [settings](settings.md) are also taken from the environment and from the config file. All commands have the same
 [exit statuses](errors.md#exit-statuses-of-commands).
 
-MODEL is {MODEL_HELP[0].lower()}{MODEL_HELP[1:]}
+MODEL is {MODEL_HELP[0].lower()}{Text.from_markup(MODEL_HELP[1:]).plain}
 """
 
 
@@ -361,16 +362,19 @@ def _option_row(param: Any, command: Any) -> str:
     kind = param.metavar or param.display_type(typer.Context(command)).replace(" range", "")
     metavar = "" if getattr(param, "is_flag", False) else kind
     words = [*param.opts, metavar] if param.param_type_name == "option" else [metavar]
-    text = (param.help or "").replace(MODEL_HELP, "see [MODEL](#commands).")
-    return row(code(" ".join(filter(None, words))), _shown_default(param), text)
+    return row(code(" ".join(filter(None, words))), _shown_default(param), _plain(param.help))
 
 
 def _shown_default(param: Any) -> str:
     if isinstance(param.show_default, str):
-        return param.show_default
+        return _plain(param.show_default) or "–"
     if param.required:
         return "required"
     return "–" if param.default in (None, False, "") or not param.show_default else f"`{param.default}`"
+
+
+def _plain(markup: str | None) -> str:
+    return Text.from_markup(markup or "").plain.replace(Text.from_markup(MODEL_HELP).plain, "see [MODEL](#commands).")
 
 
 def _page(lines: Iterable[str]) -> str:

@@ -24,7 +24,6 @@ app = typer.Typer(
     cls=CommandGroup,
     help="An inference server for RecurrentGemma and other Griffin models.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -33,7 +32,6 @@ bench = typer.Typer(
     cls=CommandGroup,
     help="Measure an engine or a server.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 

@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final, cast, get_type_hints
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from ..settings.foreign_names import foreign_flag_hint
 from ..settings.reference import setting_reference, settings_reference
 from ..settings.settings import MODEL_CHOICES
 from .exits import exit_on_error, exit_on_usage_error
 
-MODEL_HELP: Final = f"A{MODEL_CHOICES[1:]}."
-"""Values of MODEL."""
+MODEL_HELP: Final = escape(f"A{MODEL_CHOICES[1:]}.")
+"""Values of MODEL, escaped for rich, which would take `[@revision]` for a style."""
 
 _CONFIG_HELP: Final = "TOML file of settings, as `roost serve` reads it."
 
@@ -106,12 +107,12 @@ def _parameter(name: str, help: str | None = None, *, is_grouped: bool = False) 
       is_grouped: Whether `--help` lists the option under the title of its group.
     """
     setting = setting_reference(name)
-    option: Any = typer.Argument(help=MODEL_HELP, show_default=setting.default or False, metavar="MODEL")
+    option: Any = typer.Argument(help=MODEL_HELP, show_default=setting.default, metavar="MODEL")
     if name != "model":
         option = typer.Option(
             setting.flag,
-            help=help or setting.help,
-            show_default=setting.default or False,
+            help=escape(help or setting.help),
+            show_default=setting.default,
             metavar=setting.metavar,
             rich_help_panel=setting.group if is_grouped else None,
             autocompletion=completion(setting.values),
@@ -127,6 +128,17 @@ def _with_signature(command: Callable[..., None], parameters: Sequence[inspect.P
 
 class CommandGroup(TyperGroup):
     """Commands whose `--help` is complete and tidy, and whose usage errors are one line."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return _tidied(super().get_params(ctx))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            _tidied(command.get_params(ctx))
+            if command.callback and (doc := inspect.getdoc(command.callback)):  # Python 3.13 describes None
+                command.help = _prose(doc)
+        return command
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with exit_on_usage_error():
@@ -146,3 +158,22 @@ class ServeCommand(TyperCommand):
             if flag not in own and (hint := foreign_flag_hint(flag)) is not None:
                 ctx.fail(hint)
         return super().parse_args(ctx, args)
+
+
+def _prose(doc: str) -> str:
+    """Returns a docstring for Rich: paragraphs without line breaks, and square brackets that are not styles."""
+    return escape("\n\n".join(" ".join(paragraph.split()) for paragraph in doc.split("\n\n")))
+
+
+def _tidied(params: Any) -> Any:
+    for param in params:
+        if isinstance(param, TyperOption) and param.is_flag and param.metavar is None:
+            param.metavar = ""
+        if isinstance(param.show_default, str):
+            param.help = f"{param.help or ''} {_default_text(param.show_default)}".strip()
+            param.show_default = False
+    return params
+
+
+def _default_text(default: str) -> str:
+    return "" if default in ("none", "") else f"[dim]{escape(f'[default: {default}]')}[/dim]"

@@ -295,7 +295,7 @@ def test_help_is_readable(words: tuple[str, ...], columns: int, monkeypatch: pyt
     result = runner.invoke(app, [*words, "-h"])
     assert result.exit_code == 0
     assert result.output == runner.invoke(app, [*words, "--help"]).output
-    assert not re.search(r"\[\[|default: \(\)", result.output)
+    assert not re.search(r"\[\[|<bool>|\(none\)|default: \(", result.output)
     assert "owner/name on" not in text_of(result.output)
     monkeypatch.setenv("COLUMNS", "500")
     whole = runner.invoke(app, [*words, "-h"]).output
@@ -414,7 +414,7 @@ def test_serve_groups_its_flags() -> None:
     titles = re.findall(r"^╭─ (.+?) ─", output, re.MULTILINE)
     assert titles == ["Arguments", "Options", *Group]
     assert "owner/name[@revision]" in output
-    assert "[default: (8000)]" in output
+    assert "[default: 8000]" in output
     options = output[output.index("╭─ Options") : output.index(f"╭─ {Group.COMMON}")]
     assert re.findall(r"--[\w-]+", options) == ["--help"]
 
