@@ -12,7 +12,7 @@ rate. One simulated replica is therefore sufficient. Routers that consider queue
 import math
 import random
 import re
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -76,6 +76,7 @@ class Chip:
       slots: Number of requests that run at a time.
       step_s: Seconds of a decode step, which gives each running request a token.
       prefill_tokens_per_s: Prompt tokens per second while no request decodes.
+      cached_prefixes: Number of prefixes that fit into its prefix cache.
       max_queue: Maximum number of requests that wait for a slot; further ones are refused.
       chunk: Maximum number of prompt tokens in a step.
       steps_s: Seconds of a decode step by its number of requests, from 0 to `slots`; empty uses `step_s` for all.
@@ -87,6 +88,7 @@ class Chip:
     slots: int
     step_s: float
     prefill_tokens_per_s: float
+    cached_prefixes: int
     max_queue: int = 256
     chunk: int = 512
     steps_s: tuple[float, ...] = ()
@@ -124,14 +126,20 @@ class SimulatedRequest:
 
     Attributes:
       first: Time of its first token, in seconds; None before.
-      end: Time of its last token; None before.
+      end: Time of its last token, or of its failure; None before.
       prefill_left: Prompt tokens that are not prefilled yet.
+      was_hit: Whether its prefix was cached.
+      tries: Number of times that it was sent to a replica.
+      failure: Reason why it failed permanently; "" if it did not.
     """
 
     arrival: Arrival
     first: float | None = None
     end: float | None = None
     prefill_left: float = 0.0
+    was_hit: bool = False
+    tries: int = 0
+    failure: str = ""
 
     @property
     def ttft_s(self) -> float:
@@ -144,21 +152,28 @@ class Replica:
 
     Attributes:
       load: Number of its requests, including waiting ones.
+      is_open: Whether it accepts requests.
       intervals: Number of tokens by the time since the previous token, in units of `INTERVAL_S`. During prefill, that
         time is the 99th percentile.
 
     Args:
       clock: Clock of the simulation.
-      prefill_tokens: Returns the prompt tokens that are prefilled for a request.
+      prefill_tokens: Returns the prompt tokens that are prefilled for a request, whose prefix is cached or not.
     """
 
-    def __init__(self, clock: Clock, chip: Chip, prefill_tokens: Callable[[SimulatedRequest], float]) -> None:
+    def __init__(
+        self, clock: Clock, number: int, chip: Chip, prefill_tokens: Callable[[SimulatedRequest], float]
+    ) -> None:
+        self.number = number
+        self.is_open = True
         self.load = 0
         self.intervals: defaultdict[int, float] = defaultdict(float)
         self._clock, self._chip, self._prefill_tokens = clock, chip, prefill_tokens
         self._waiting: deque[SimulatedRequest] = deque()
+        self._starting: set[SimulatedRequest] = set()
         self._prefilling: list[SimulatedRequest] = []
         self._decoding: list[tuple[float, int, SimulatedRequest]] = []
+        self._cache: OrderedDict[int, None] = OrderedDict()
         self._steps = self._at = 0.0
         self._decode_rate = self._prefill_rate = 0.0
         self._num_jobs = self._version = 0
@@ -168,10 +183,26 @@ class Replica:
         """Number of requests without a slot."""
         return len(self._waiting)
 
+    @property
+    def used(self) -> float:
+        """Share of slots in use."""
+        return (self.load - len(self._waiting)) / self._chip.slots
+
+    def has(self, prefix: int) -> bool:
+        return prefix in self._cache
+
+    def remember(self, prefix: int) -> None:
+        """Adds a prefix to the cache, and evicts the least recently used one if the cache is full."""
+        self._cache[prefix] = None
+        self._cache.move_to_end(prefix)
+        if len(self._cache) > self._chip.cached_prefixes:
+            self._cache.popitem(last=False)
+
     def submit(self, job: SimulatedRequest) -> bool:
         """Accepts a request; returns False if the queue is full."""
         if self.load >= self._chip.slots + self._chip.max_queue:
             return False
+        job.tries += 1
         self.load += 1
         if self.load > self._chip.slots:
             self._waiting.append(job)
@@ -179,12 +210,29 @@ class Replica:
             self._start(job, LAG_CYCLES if self._decoding or self._prefilling else 0.0)
         return True
 
+    def kill(self) -> list[SimulatedRequest]:
+        """Stops the replica immediately; returns its requests, none of which will end here."""
+        self.is_open = False
+        self._version += 1
+        lost = [*self._waiting, *self._starting, *self._prefilling, *(job for _, _, job in self._decoding)]
+        self._waiting.clear()
+        self._starting.clear()
+        self._prefilling, self._decoding, self.load = [], [], 0
+        return lost
+
     def _start(self, job: SimulatedRequest, lag: float) -> None:
         """Gives a request a slot; its prefill begins after some steps."""
+        prefix = job.arrival.prefix
+        job.was_hit = prefix in self._cache
+        self.remember(prefix)
         job.prefill_left = self._prefill_tokens(job)
+        self._starting.add(job)
         self._clock.call_later(lag * self._cycle() + OVERHEAD_S, lambda: self._enter(job))
 
     def _enter(self, job: SimulatedRequest) -> None:
+        if job not in self._starting:  # the replica was killed
+            return
+        self._starting.remove(job)
         self._proceed()
         self._prefilling.append(job)
         self._plan()
@@ -385,7 +433,7 @@ class LoadPlan:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Loads that a replica serves together. The prefix of an arrival is the index of its load.
+    """Loads that a replica serves together. The prefix of an arrival is the index of its load, and is never cached.
 
     Attributes:
       chip: Device of a replica.
@@ -472,7 +520,7 @@ def mix_on(loads: tuple[ExpectedLoad, ...], roofline: Roofline, itl_target_s: fl
     durations = StepDurations(roofline, Simulation(roofline.device.name, roofline.device.name))
     steps = _decode_steps(durations, _window(loads, roofline.config.window))
     tokens_per_s = PREFILL_CHUNK / durations.prefill_seconds(PREFILL_CHUNK)
-    chip = Chip(roofline.slots, steps[-1], tokens_per_s, steps_s=steps, itl_target_s=itl_target_s)
+    chip = Chip(roofline.slots, steps[-1], tokens_per_s, 0, steps_s=steps, itl_target_s=itl_target_s)
     prompts_s = tuple(_prompt_s(durations, load.prompt_tokens) for load in loads)
     return Mix(loads, chip, prompts_s, durations.prefill_seconds(0, 1))
 
@@ -480,7 +528,7 @@ def mix_on(loads: tuple[ExpectedLoad, ...], roofline: Roofline, itl_target_s: fl
 def simulate(mix: Mix, requests_per_s: float, seed: int) -> SimulatedRate:
     """Returns the outcome of a replica at a rate, with the arrivals of a seed."""
     clock, jobs, warm_up = Clock(), list[SimulatedRequest](), _ROUNDS * mix.chip.slots
-    replica = Replica(clock, mix.chip, mix.prefill_tokens)
+    replica = Replica(clock, 0, mix.chip, mix.prefill_tokens)
     used, waiting = [], []
 
     def send(arrival: Arrival) -> None:

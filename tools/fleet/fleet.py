@@ -30,7 +30,6 @@ sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolv
 
 import orjson
 from fleet_model import (
-    Chip,
     Fleet,
     InTurn,
     LeastOfTwo,
@@ -48,7 +47,7 @@ from fleet_model import (
 from fleet_page import NEVER_S, page, picture_of
 from fleet_servers import BALANCES, Run, Server, proxying, run_load, serving
 from results_page import commit
-from roost.engine.planning.replicas import Arrival
+from roost.engine.planning.replicas import Arrival, Chip
 from roost.server.commands.bench.report import opening
 
 CHIP: Final = Chip(slots=16, step_s=0.02, prefill_tokens_per_s=8000.0, cached_prefixes=0)

@@ -10,16 +10,15 @@ import math
 import random
 from abc import ABC, abstractmethod
 from bisect import bisect, insort
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import itemgetter
-from typing import Any, Final
+from typing import Final
 
 from roost.engine import PREFILL_BLOCK
-from roost.engine.planning import replicas
-from roost.engine.planning.replicas import Arrival, Clock, SimulatedRequest
+from roost.engine.planning.replicas import Arrival, Chip, Clock, Replica, SimulatedRequest
 
 _POINTS: Final = 16
 """Points of a replica on the ring of consistent hashing."""
@@ -53,7 +52,7 @@ class Workload:
     def mean_output(self) -> float:
         return sum(self.output_tokens) / 2
 
-    def prefill_tokens(self, job: Any) -> float:
+    def prefill_tokens(self, job: SimulatedRequest) -> float:
         """Returns the prompt tokens that are prefilled for a request whose prefix is cached or not."""
         return (0 if job.was_hit else self.prefix_tokens) + blocks(self.question_tokens)
 
@@ -63,7 +62,7 @@ def blocks(tokens: int) -> int:
     return -(-tokens // PREFILL_BLOCK) * PREFILL_BLOCK
 
 
-def capacity(chip: replicas.Chip, load: Workload, hit_rate: float) -> float:
+def capacity(chip: Chip, load: Workload, hit_rate: float) -> float:
     """Returns the requests per second at which a chip has no time left.
 
     Each needs its share of decode steps and its own prefill, and one slot for as long as both take.
@@ -96,91 +95,6 @@ def steady(load: Workload, rate: float, until: float, seed: int) -> Sequence[Arr
     return list(arrivals(load, lambda _: rate, rate, until, seed))
 
 
-# --- replicas with a prefix cache, which come and go
-
-
-@dataclass(frozen=True, slots=True)
-class Chip(replicas.Chip):
-    """Device of a replica.
-
-    Attributes:
-      cached_prefixes: Number of prefixes that fit into its prefix cache.
-    """
-
-    cached_prefixes: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class Job(SimulatedRequest):
-    """A request of the fleet. `end` is also the time of its failure.
-
-    Attributes:
-      was_hit: Whether its prefix was cached.
-      tries: Number of times that it was sent.
-      failure: Reason why it failed permanently; "" if it did not.
-    """
-
-    was_hit: bool = False
-    tries: int = 0
-    failure: str = ""
-
-
-class Replica(replicas.Replica):
-    """One replica.
-
-    Attributes:
-      is_open: Whether it accepts requests.
-
-    Args:
-      clock: Clock of the simulation.
-      load: Lengths of prompts.
-    """
-
-    def __init__(self, clock: Clock, number: int, chip: Chip, load: Workload) -> None:
-        super().__init__(clock, chip, load.prefill_tokens)
-        self.number = number
-        self.is_open = True
-        self._max_prefixes = chip.cached_prefixes
-        self._cache: OrderedDict[int, None] = OrderedDict()
-        self._starting: set[SimulatedRequest] = set()
-
-    @property
-    def used(self) -> float:
-        """Share of slots in use."""
-        return (self.load - self.waiting) / self._chip.slots
-
-    def has(self, prefix: int) -> bool:
-        return prefix in self._cache
-
-    def remember(self, prefix: int) -> None:
-        """Adds a prefix to the cache, and evicts the least recently used one if the cache is full."""
-        self._cache[prefix] = None
-        self._cache.move_to_end(prefix)
-        if len(self._cache) > self._max_prefixes:
-            self._cache.popitem(last=False)
-
-    def kill(self) -> list[Any]:
-        """Stops the replica immediately; returns its requests, none of which will end here."""
-        self.is_open = False
-        self._version += 1
-        lost = [*self._waiting, *self._starting, *self._prefilling, *(job for _, _, job in self._decoding)]
-        self._waiting.clear()
-        self._starting.clear()
-        self._prefilling, self._decoding, self.load = [], [], 0
-        return lost
-
-    def _start(self, job: Any, lag: float) -> None:
-        job.was_hit = self.has(job.arrival.prefix)
-        self.remember(job.arrival.prefix)
-        self._starting.add(job)
-        super()._start(job, lag)
-
-    def _enter(self, job: SimulatedRequest) -> None:
-        if job in self._starting:  # otherwise the replica was killed
-            self._starting.remove(job)
-            super()._enter(job)
-
-
 # --- routing
 
 
@@ -200,7 +114,7 @@ class Router(ABC):
         self._replicas.remove(replica)
 
     @abstractmethod
-    def pick(self, job: Job) -> Replica:
+    def pick(self, job: SimulatedRequest) -> Replica:
         """Returns the replica for a request; there is at least one."""
 
     def any(self) -> Replica:
@@ -215,14 +129,14 @@ class InTurn(Router):
         super().__init__()
         self._turns = itertools.count()
 
-    def pick(self, job: Job) -> Replica:
+    def pick(self, job: SimulatedRequest) -> Replica:
         return self._replicas[next(self._turns) % len(self._replicas)]
 
 
 class LeastOfTwo(Router):
     """Picks the one with fewer requests of two."""
 
-    def pick(self, job: Job) -> Replica:
+    def pick(self, job: SimulatedRequest) -> Replica:
         return min(self.any(), self.any(), key=lambda replica: replica.load)
 
 
@@ -245,7 +159,7 @@ class PrefixHash(Router):
     def remove(self, replica: Replica) -> None:
         self._ring = [each for each in self._ring if each[1] is not replica]
 
-    def pick(self, job: Job) -> Replica:
+    def pick(self, job: SimulatedRequest) -> Replica:
         place = bisect(self._ring, _hash(f"prefix {job.arrival.prefix}"), key=itemgetter(0))
         most = self._factor * self._mean_load() if self._factor < math.inf else math.inf
         for step in range(len(self._ring)):
@@ -270,7 +184,7 @@ class Picker(Router):
         super().__init__()
         self._holders: dict[int, deque[Replica]] = {}
 
-    def pick(self, job: Job) -> Replica:
+    def pick(self, job: SimulatedRequest) -> Replica:
         holders = self._holders.setdefault(job.arrival.prefix, deque(maxlen=_SCORED))
         few = len(self._replicas) <= _SCORED
         others = self._replicas if few else [self.any() for _ in range(_SCORED)]
@@ -326,7 +240,7 @@ class Outcome:
       num_cut: Times that a request was cut by the end of its replica.
     """
 
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[SimulatedRequest] = field(default_factory=list)
     replicas: list[tuple[float, int]] = field(default_factory=list)
     num_cut: int = 0
 
@@ -365,7 +279,7 @@ class Fleet:
         for _ in range(replicas):
             self._ready(self._ask())
         for prefix in range(self._workload.prefixes if is_warm else 0):
-            self._router.pick(Job(Arrival(0.0, prefix, 1))).remember(prefix)
+            self._router.pick(SimulatedRequest(Arrival(0.0, prefix, 1))).remember(prefix)
         self._send(iter(load))
         if self._policy.target:
             self._clock.call_later(self._policy.look_s, self._scale)
@@ -378,22 +292,22 @@ class Fleet:
             return
 
         def send() -> None:
-            job = Job(arrival)
+            job = SimulatedRequest(arrival)
             self._outcome.jobs.append(job)
             self._try(job)
             self._send(load)
 
         self._clock.call_later(max(0.0, arrival.at - self._clock.now), send)
 
-    def _try(self, job: Job) -> None:
-        job.tries += 1
+    def _try(self, job: SimulatedRequest) -> None:
         if not self._replicas:
             self._retry(job, "no replica")
         elif not self._router.pick(job).submit(job):
             self._retry(job, "refused")
 
-    def _retry(self, job: Job, reason: str) -> None:
+    def _retry(self, job: SimulatedRequest, reason: str) -> None:
         job.first = None
+        job.tries += reason != "cut"
         if job.tries > self._policy.retries:
             job.failure, job.end = reason, self._clock.now
             return
@@ -403,7 +317,7 @@ class Fleet:
 
     def _ask(self) -> Replica:
         self._num_made += 1
-        return Replica(self._clock, self._num_made, self._chip, self._workload)
+        return Replica(self._clock, self._num_made, self._chip, self._workload.prefill_tokens)
 
     def _ready(self, replica: Replica) -> None:
         if len(self._replicas) >= self._wanted:

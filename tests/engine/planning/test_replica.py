@@ -68,7 +68,7 @@ class Times(NamedTuple):
 
 def of_fluid(mix: Mix, arrivals: list[Arrival]) -> Times:
     clock, jobs = Clock(), [SimulatedRequest(arrival) for arrival in arrivals]
-    replica = Replica(clock, replace(mix.chip, max_queue=COUNT), mix.prefill_tokens)
+    replica = Replica(clock, 0, replace(mix.chip, max_queue=COUNT), mix.prefill_tokens)
 
     def submit(job: SimulatedRequest) -> None:
         assert replica.submit(job)

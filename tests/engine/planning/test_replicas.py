@@ -190,7 +190,7 @@ def simulated(roofline: Roofline, itl_target_s: float | None) -> float:
     saved = 1 - LOAD.output_tokens / mix.chip.slots
     mix = replace(mix, prompts_s=(mix.prompts_s[0] - saved * mix.first_token_s,))
     clock, jobs = Clock(), list[SimulatedRequest]()
-    replica = Replica(clock, mix.chip, mix.prefill_tokens)
+    replica = Replica(clock, 0, mix.chip, mix.prefill_tokens)
     round_s = 3 * mix.chip.slots * mix.busy_s
 
     def refill() -> None:

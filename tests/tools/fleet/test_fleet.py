@@ -12,8 +12,8 @@ import fleet_page
 import fleet_servers
 import host_chips
 import pytest
-from fleet_model import Chip, Fleet, Job, Policy, Replica, Workload
-from roost.engine.planning.replicas import OVERHEAD_S, Arrival, Clock
+from fleet_model import Fleet, Policy, Workload
+from roost.engine.planning.replicas import OVERHEAD_S, Arrival, Chip, Clock, Replica, SimulatedRequest
 
 CHIP = Chip(slots=2, step_s=0.02, prefill_tokens_per_s=8000.0, cached_prefixes=2, max_queue=1)
 WORK = Workload(prefixes=8, prefix_tokens=1024, question_tokens=32, output_tokens=(10, 10))
@@ -88,7 +88,7 @@ def test_a_warm_fleet_has_each_prefix_where_its_router_looks_for_it() -> None:
 
 def replicas(count: int) -> list[Any]:
     clock = Clock()
-    return [Replica(clock, number, CHIP, WORK) for number in range(count)]
+    return [Replica(clock, number, CHIP, WORK.prefill_tokens) for number in range(count)]
 
 
 def routed(router: Any, fleet: list[Any]) -> Any:
@@ -98,7 +98,7 @@ def routed(router: Any, fleet: list[Any]) -> Any:
 
 
 def job_of(prefix: int) -> Any:
-    return Job(Arrival(0.0, prefix, 10))
+    return SimulatedRequest(Arrival(0.0, prefix, 10))
 
 
 def test_a_prefix_stays_at_its_replica_while_others_come_and_go() -> None:
