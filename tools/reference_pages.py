@@ -98,10 +98,8 @@ _ENDPOINTS: Final = {
 
 def endpoints_pages() -> Mapping[str, str]:
     """Returns the page of all endpoints, and a page for each API with the parameters and the fields of its bodies."""
-    metrics = SimpleNamespace(http=None)
-    service = SimpleNamespace(
-        open_requests=None, model=SimpleNamespace(id=""), admissions=Admissions(), metrics=metrics
-    )
+    model, metrics = SimpleNamespace(id=""), SimpleNamespace(http=None)
+    service = SimpleNamespace(open_requests=None, model=model, admissions=Admissions(), metrics=metrics)
     document = create_app(cast(Service, service), features=()).openapi()
     schemas: Mapping[str, Any] = document["components"]["schemas"]
     apis: dict[str, dict[str, Any]] = {page: {} for page in _ENDPOINTS}
