@@ -138,9 +138,6 @@ class ResponseEvent(TypedDict):
 TYPED_EVENTS: Final = SseEncoder(is_named=True)
 """Encoder of events."""
 
-_TEXT_PLACE: Final = {"output_index": 0, "content_index": 0}
-"""Place of the text. The output is either one message with one text, or calls."""
-
 _ECHOED: Final = (
     *("background", "frequency_penalty", "instructions", "max_tool_calls", "metadata", "parallel_tool_calls"),
     *("presence_penalty", "previous_response_id", "prompt_cache_key", "safety_identifier", "store", "truncation"),
@@ -213,9 +210,7 @@ class ResponsesBuilder(ResponseBuilder):
 
     def whole(self, choices: Sequence[Delta]) -> dict[str, Any]:
         (choice,) = choices
-        response = self._finished(choice)
-        self.ended = response, _message(choice)
-        return response
+        return self._finished(choice)
 
     async def finish(self) -> None:
         keep, self._keep = self._keep, None  # a response that cannot be kept fails, and is not kept as a failed one
@@ -250,7 +245,6 @@ class ResponsesBuilder(ResponseBuilder):
             yield self._text_event("response.output_text.done", text=choice.text, logprobs=part["logprobs"])
             yield self._text_event("response.content_part.done", part=part)
             yield self._event("response.output_item.done", output_index=0, item=item)
-        self.ended = response, _message(choice)
         yield self._event(f"response.{response['status']}", response=response)
 
     def failure(self, error: ApiError) -> Iterator[dict[str, Any]]:
@@ -307,17 +301,21 @@ class ResponsesBuilder(ResponseBuilder):
         }
 
     def _finished(self, choice: Delta) -> dict[str, Any]:
+        """Returns the final response, which is noted with its message."""
         cut = choice.finish_reason is FinishReason.LENGTH
         status = "incomplete" if cut else "completed"
         output = [self._call_item(call, "completed") for call in choice.calls[:-1]]
         output += [self._call_item(call, status) for call in choice.calls[-1:]]  # truncated output ends within it
-        return self.response(
+        response = self.response(
             status,
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
             completed_at=None if cut else int(time.time()),
             output=output or [self._item(status, [self._part(choice)])],
             usage=item_usage(len(self._spec.prompts[0].token_ids), choice.num_cached, len(choice.token_ids)),
         )
+        calls = tuple(FunctionCall(call.id or "", call.name or "", call.arguments) for call in choice.calls)
+        self.ended = response, ConversationMessage("assistant", choice.text, calls)
+        return response
 
     def _text_chunks(self) -> Iterator[dict[str, Any]]:
         """Yields the events about the unsent part of the text, beginning with the event that starts the text."""
@@ -370,13 +368,8 @@ class ResponsesBuilder(ResponseBuilder):
         return self._event(f"response.function_call_arguments.{step}", **place, **fields)
 
     def _text_event(self, kind: str, **fields: Any) -> dict[str, Any]:
-        return self._event(kind, item_id=self._item_id, **_TEXT_PLACE, **fields)
+        """Returns an event of the text. The output is either one message with one text, or calls."""
+        return self._event(kind, item_id=self._item_id, output_index=0, content_index=0, **fields)
 
     def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
         return {"type": kind, "sequence_number": next(self._numbers), **fields}
-
-
-def _message(choice: Delta) -> ConversationMessage:
-    """Returns the message with which a conversation continues."""
-    calls = tuple(FunctionCall(call.id or "", call.name or "", call.arguments) for call in choice.calls)
-    return ConversationMessage("assistant", choice.text, calls)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import batched
 from typing import Final
@@ -113,13 +114,11 @@ class Checkpointer:
         if not (num_bytes := await self.files.write(name, formats, checkpoint)):
             return 0
         try:
-            async with asyncio.timeout(_LOG_S):
-                await log.set_checkpoint(name, checkpoint.num_tokens)
+            with suppress(StoreUnavailableError, TimeoutError):  # it may still commit; if not, the file is swept
+                async with asyncio.timeout(_LOG_S):
+                    await log.set_checkpoint(name, checkpoint.num_tokens)
         except FencedError:
             await self.files.delete(name)
-        except (StoreUnavailableError, TimeoutError) as error:
-            # the write may still commit; the file is swept if it does not
-            _logger.debug("the checkpoint %s may be lost: %s", name, error)
         return num_bytes
 
     def _exact_logs(self) -> Sequence[ResponseLog]:

@@ -152,10 +152,7 @@ def take_turn(transaction: Transaction, tenant: str, conversation: str, response
     Raises:
       ApiError: The conversation must not be changed.
     """
-    holder = _holder(transaction, tenant, conversation, response)
-    if holder not in (None, response):
-        past = f"DELETE FROM {RUNNING.name} WHERE tenant = ? AND id = ? AND number = {TURN}"
-        transaction.execute(past, tenant, holder)
+    _lock(transaction, tenant, conversation, response)
     update = f"UPDATE roost_conversations SET holder = ?, updated = {{now}} WHERE {_OWN}"
     transaction.execute(update, response, tenant, conversation)
     earlier = RUNNING.seize(transaction, owner, tenant, response, TURN)
@@ -168,12 +165,12 @@ def add_items(transaction: Transaction, tenant: str, conversation: str, items: S
     Raises:
       ApiError: The conversation must not be changed.
     """
-    _holder(transaction, tenant, conversation)
+    _lock(transaction, tenant, conversation)
     _append(transaction, tenant, conversation, items)
 
 
-def _holder(transaction: Transaction, tenant: str, conversation: str, response: str | None = None) -> str | None:
-    """Locks the row of a conversation, and returns the last response that has held it.
+def _lock(transaction: Transaction, tenant: str, conversation: str, response: str | None = None) -> None:
+    """Locks the row of a conversation that may be changed.
 
     Args:
       response: Response that wants to add to it; None if a client does.
@@ -194,7 +191,6 @@ def _holder(transaction: Transaction, tenant: str, conversation: str, response: 
         size = f"{MAX_ITEMS:,} items or {MAX_ITEM_BYTES // 2**20} MiB"
         message = f"{conversation} has {size}, which is the limit: create another"
         raise ApiError(kinds.QUOTA_EXCEEDED, message, param=param)
-    return str(holder) if holder is not None else None
 
 
 def locked(conversation: str, param: str | None = None) -> ApiError:

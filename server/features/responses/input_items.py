@@ -210,7 +210,6 @@ class OtherItem(InputItem):
     """Kind of item, which is left out and, unless it is reasoning, reported."""
 
 
-_OTHER_ITEMS: Final = frozenset(get_args(OtherItem.model_fields["type"].annotation))
 _ITEM_TAGS: Final = {
     "function_call": "<function_call>",
     "function_call_output": "<function_call_output>",
@@ -218,7 +217,7 @@ _ITEM_TAGS: Final = {
     "custom_tool_call_output": "<function_call_output>",
     "compaction": "<compaction>",
     "item_reference": "<item_reference>",
-    **dict.fromkeys(_OTHER_ITEMS, "<other>"),
+    **dict.fromkeys(get_args(OtherItem.model_fields["type"].annotation), "<other>"),
 }
 
 

@@ -15,7 +15,6 @@ from ...storage.worker import Worker
 from .adoption import AdoptionKind
 from .checkpoint_files import CheckpointFiles
 from .checkpointer import Checkpointer
-from .collector import StoreStats
 from .response_store import ResponseStore
 from .response_table import TABLES
 from .settings import ResponsesSettings
@@ -83,14 +82,12 @@ def open_responses(opening: Opening) -> OpenResponses:
     if settings is None or not database.is_shared:
         num_bytes = max(_MEMORY_BYTES // opening.num_tenants, _MIN_MEMORY_BYTES)
         return OpenResponses(service, ResponseStore(database, inf, bounds=Bounds(_MEMORY_ROWS, num_bytes)))
-    stats, files, checkpointer = StoreStats(), None, None
+    store, checkpointer = ResponseStore(database, settings.retention_s, settings.adopt_after), None
     if settings.state_store is not None:
-        files = CheckpointFiles(settings.state_store, service.state_key, stats)
-    store = ResponseStore(database, settings.retention_s, settings.adopt_after, files, stats)
-    if files is not None:
+        store.files = CheckpointFiles(settings.state_store, service.state_key, store.stats)
         rate = settings.checkpoint_mib_per_s * 2**20
         limits = settings.checkpoint_seconds, rate, settings.evacuate_seconds
-        checkpointer = Checkpointer(service.engine, store, files, *limits)
+        checkpointer = Checkpointer(service.engine, store, store.files, *limits)
     return OpenResponses(service, store, str(opening.address), checkpointer)
 
 

@@ -59,7 +59,6 @@ class ResponseStore(TenantObjects[ResponseRecord]):
       database: Database with the store's tables.
       retention_s: Age in seconds after which responses are deleted.
       bounds: Limits on the ended responses, with their logs, and on the conversations of each tenant.
-      files: Files of checkpoints; None if no checkpoints are taken.
       adopt_after_s: Seconds for which a response without an owner is reserved for replicas that can continue it
         exactly.
 
@@ -69,6 +68,7 @@ class ResponseStore(TenantObjects[ResponseRecord]):
       leases: Leases of this replica on running responses, and on turns in conversations.
       locks: Locks under which a tenant's long expansions are made, one at a time.
       stats: Counts for metrics.
+      files: Files of checkpoints; None if no checkpoints are taken.
       streams: For each open foreground stream, a function that stores what another replica needs to continue it.
       tasks: Tasks that generate responses in the background, by tenant and id.
       logs: Logs of the responses that this replica owns, by tenant and id.
@@ -81,8 +81,6 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         database: Database,
         retention_s: float,
         adopt_after_s: float = 60.0,
-        files: CheckpointFiles | None = None,
-        stats: StoreStats | None = None,
         bounds: Bounds | None = None,
     ) -> None:
         self.bounds = bounds or Bounds()
@@ -92,8 +90,8 @@ class ResponseStore(TenantObjects[ResponseRecord]):
         self.leases = Leases(database, RUNNING)
         self.conversations = ConversationStore(database, self.commits, self.leases)
         self.locks = TenantLocks()
-        self.stats = stats or StoreStats()
-        self.files = files
+        self.stats = StoreStats()
+        self.files: CheckpointFiles | None = None
         self.streams: set[Callable[[], Awaitable[None]]] = set()
         self.tasks: dict[Name, asyncio.Task[None]] = {}
         self.logs: dict[Name, ResponseLog] = {}

@@ -170,7 +170,11 @@ def insert(
     """
     record = job.record
     if bounds is not None:
-        _check_room(transaction, record, bounds)
+        count, num_bytes = running_of(transaction, record.tenant)
+        if count >= MAX_RUNNING or num_bytes + record.num_bytes > bounds.max_bytes:
+            limit = f"{MAX_RUNNING} running background responses and {bounds.max_bytes / 2**20:.0f} MiB of them"
+            message = f"this API key has reached its limit of {limit}: wait for some to end, or cancel some"
+            raise ApiError(kinds.TOO_MANY_RUNNING, message)
     lease = Lease(record.tenant, record.id, RESPONSE, 1)
     if _insert(transaction, record):
         engine = job.engine if entry.num_tokens else None
@@ -180,19 +184,6 @@ def insert(
     if entry is not BEFORE_FIRST:
         event_log.append(transaction, [(lease, entry)])
     return lease
-
-
-def _check_room(transaction: Transaction, record: ResponseRecord, bounds: Bounds) -> None:
-    """Checks that a tenant reaches no limit with a running response.
-
-    Raises:
-      ApiError: It reaches one.
-    """
-    count, num_bytes = running_of(transaction, record.tenant)
-    if count >= MAX_RUNNING or num_bytes + record.num_bytes > bounds.max_bytes:
-        most = f"{MAX_RUNNING} background responses running, and {bounds.max_bytes / 2**20:.0f} MiB of them and events"
-        message = f"this API key has reached its limit of {most}: wait for some of them to end, or cancel them"
-        raise ApiError(kinds.TOO_MANY_RUNNING, message)
 
 
 def probe(transaction: Transaction) -> None:
@@ -328,16 +319,16 @@ def checkpoint_names(transaction: Transaction) -> list[str]:
     return [name for (name,) in rows]
 
 
-def delete(transaction: Transaction, tenant: str, response_id: str) -> bool:
-    """Deletes a response and its log, and returns whether it existed. An owner's next write is refused."""
+def delete(transaction: Transaction, tenant: str, response_id: str) -> None:
+    """Deletes a response and its log. An owner's next write is refused."""
     RUNNING.drop(transaction, tenant, response_id)
-    return remove(transaction, tenant, response_id)
+    remove(transaction, tenant, response_id)
 
 
-def remove(transaction: Transaction, tenant: str, response_id: str) -> bool:
-    """Deletes a response that has ended, and its log; returns whether it existed."""
+def remove(transaction: Transaction, tenant: str, response_id: str) -> None:
+    """Deletes a response that has ended, and its log."""
     event_log.delete(transaction, (tenant, response_id))
-    return transaction.execute(f"DELETE FROM roost_responses WHERE {_OWN}", tenant, response_id).rowcount > 0
+    transaction.execute(f"DELETE FROM roost_responses WHERE {_OWN}", tenant, response_id)
 
 
 def claim(transaction: Transaction, claimant: Claimant, places: Places) -> list[Adoption]:

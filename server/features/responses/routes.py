@@ -65,10 +65,10 @@ async def create_response(
     if body.store and admission.get().is_repeated and (earlier := await responses.store.find(response_id)) is not None:
         return Response(earlier.response, media_type="application/json")
     async with AsyncExitStack() as resources:
-        turns = responses.store.conversations.turn(body.conversation_id, response_id)
-        turn = await resources.enter_async_context(turns)
+        turn = responses.store.conversations.turn(body.conversation_id, response_id)
+        lease = await resources.enter_async_context(turn)
         async with until_disconnect(request.receive):
-            prepared = await _prepare(body, responses, response_id, turn)
+            prepared = await _prepare(body, responses, response_id, lease)
         if body.background:
             return await _create_background(responses, prepared, request)
         builder, spec = _builder(responses, prepared), prepared.spec

@@ -1,5 +1,5 @@
 -- responses 7
-CREATE TABLE roost_responses (tenant TEXT NOT NULL, id TEXT NOT NULL, response {bytes} NOT NULL, history {bytes} NOT NULL, output {bytes} NOT NULL, is_background INTEGER NOT NULL DEFAULT 0, is_streamed INTEGER NOT NULL DEFAULT 0, is_running INTEGER NOT NULL DEFAULT 0, created DOUBLE PRECISION NOT NULL DEFAULT 0, num_bytes BIGINT NOT NULL DEFAULT 0, request {bytes}, prompt {bytes}, conversation TEXT, input_items {bytes}, checkpoint TEXT, PRIMARY KEY (tenant, id));
+CREATE TABLE roost_responses (tenant TEXT NOT NULL, id TEXT NOT NULL, response {bytes} NOT NULL, history {bytes} NOT NULL, output {bytes} NOT NULL, is_background INTEGER NOT NULL DEFAULT 0, is_streamed INTEGER NOT NULL DEFAULT 0, is_running INTEGER NOT NULL DEFAULT 0, request {bytes}, prompt {bytes}, conversation TEXT, input_items {bytes}, checkpoint TEXT, created DOUBLE PRECISION NOT NULL DEFAULT 0, num_bytes BIGINT NOT NULL DEFAULT 0, PRIMARY KEY (tenant, id));
 CREATE INDEX roost_responses_running ON roost_responses (tenant, num_bytes) WHERE is_running = 1;
 CREATE INDEX roost_responses_ended ON roost_responses (tenant, created, num_bytes) WHERE is_running = 0;
 CREATE INDEX roost_responses_old ON roost_responses (created) WHERE is_running = 0;

@@ -1154,7 +1154,7 @@ async def test_running_responses_have_a_quota(
         first.client.headers["authorization"] = "Bearer key-of-alice"
         body = {"input": "hi", "max_output_tokens": 10, "background": True}
         for name, value, text in (
-            ("MAX_RUNNING", 2, "its limit of 2 background responses running, and "),
+            ("MAX_RUNNING", 2, "its limit of 2 running background responses"),
             ("max_bytes", 1500, "and 0 MiB of them"),  # room for one
         ):
             made = [await first.created() for _ in range(2 if name == "MAX_RUNNING" else 1)]

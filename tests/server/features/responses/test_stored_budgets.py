@@ -200,7 +200,7 @@ async def test_items_of_a_deleted_conversation_are_removed_some_at_a_time(
         for route in ("/v1/responses", "/v1/responses/input_tokens"):
             assert (await client.post(route, json=body)).status_code == 404
     assert (await client.post(f"{path}/items", json={"items": [message("y")]})).status_code == 404
-    for num_items in (12, 8):
+    for num_items in (16, 12):
         await conversation(client)
         assert left()[0] == num_items
     await store.expire()
