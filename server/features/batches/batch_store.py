@@ -126,11 +126,6 @@ class BatchStore:
             raise missing("file", file_id)
         return record
 
-    async def drop_file(self, file_id: str) -> None:
-        """Deletes a failed upload. If this is interrupted, the next `look` of a replica deletes the remaining lines."""
-        await self.files.write(FILES.hide, file_id)
-        await self.files.write(FILES.remove_object, file_id)
-
     async def delete_file(self, file_id: str) -> None:
         """Deletes a file.
 

@@ -23,7 +23,7 @@ from ...schemas.body import Fields
 from ...storage.objects import PageSpec
 from .batch_lines import LineError, Parse, id_hash, max_line_bytes, parse_line, repeated, run_order
 from .batch_store import BatchStore
-from .file_table import SEGMENT_LINES, FileRecord
+from .file_table import FILES, SEGMENT_LINES, FileRecord
 from .open_batches import Batches
 
 PATH: Final = "/v1/files"
@@ -255,7 +255,8 @@ async def delete_file(file_id: str, batches: Batches) -> DeletedObject:
 
 
 async def _receive(request: Request, service: Service, batches: BatchStore) -> FileRecord:
-    """Writes the lines of an upload to the store. If the upload fails, the written lines are deleted.
+    """Writes the lines of an upload to the store. If the upload fails, the written lines are deleted, most by a later
+    `look` of a replica if they are many.
 
     Raises:
       ApiError: The body is not a form with a file of requests, or the tenant has no room for it.
@@ -292,7 +293,8 @@ async def _receive(request: Request, service: Service, batches: BatchStore) -> F
     except BaseException:
         if file_id:
             with suppress(StoreUnavailableError):
-                await batches.drop_file(file_id)
+                await batches.files.write(FILES.hide, file_id)
+                await batches.files.write(FILES.remove_object, file_id)
         raise
 
 

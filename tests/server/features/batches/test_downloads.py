@@ -16,6 +16,7 @@ from roost.server.database.errors import StoreUnavailableError
 from roost.server.features.batches import file_table
 from roost.server.features.batches.batch_store import BatchStore
 from roost.server.features.batches.batch_table import TABLES
+from roost.server.features.batches.file_table import FILES
 from roost.server.features.batches.open_batches import OpenBatches
 from roost.server.text.served_model import ServedModel
 
@@ -134,6 +135,7 @@ async def test_a_download_of_a_deleted_file_breaks_the_connection(store_of_files
     record = await store_of_files.files.get(FILE_ID)
     pieces = store_of_files.content(record)
     await anext(pieces)
-    await store_of_files.drop_file(FILE_ID)
+    await store_of_files.files.write(FILES.hide, FILE_ID)
+    await store_of_files.files.write(FILES.remove_object, FILE_ID)
     with pytest.raises(StoreUnavailableError, match="was deleted while it was sent"):
         await anext(pieces)
