@@ -233,7 +233,10 @@ class BatchRun:
                     return response
                 wait_s = _retry_after_s(response, wait_s)
             except NoResponseError as error:
-                self._check_hope(error)
+                # a line that a server works on may take longer than any limit
+                if not self._num_open and time.monotonic() - self._heard_at > self._give_up_s:
+                    fix = "run the same command to continue"
+                    raise CommandError(f"no response for {self._give_up_s:g} s ({error}); {fix}") from None
             await self._pause(wait_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         return None
@@ -246,11 +249,6 @@ class BatchRun:
             self._num_open -= 1
         self._heard_at = time.monotonic()
         return response
-
-    def _check_hope(self, error: NoResponseError) -> None:
-        """Ends the run if no server responds and none works on a line. A line may take longer than any limit."""
-        if not self._num_open and time.monotonic() - self._heard_at > self._give_up_s:
-            raise CommandError(f"no response for {self._give_up_s:g} s ({error}); run the same command to continue")
 
     async def _pause(self, seconds: float) -> None:
         """Waits, unless the run is stopped."""
