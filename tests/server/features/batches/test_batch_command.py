@@ -240,7 +240,7 @@ def test_only_whole_responses_are_written(
     [
         (["--concurrency", "3"], "--concurrency is for servers: give --url, or --slots"),
         (["--url", "http://127.0.0.1:1", "--model", "small"], "--model is for a model that is loaded here"),
-        (["--url", "127.0.0.1:1"], "--url '127.0.0.1:1' is not the URL of a server"),
+        (["--url", "127.0.0.1:1"], "--url 127.0.0.1:1: it is not the URL of a server"),
         (["--url", "http://127.0.0.1:1"], "the server cannot be asked for its models: connection refused"),
     ],
 )
