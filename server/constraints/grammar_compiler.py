@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from ...engine import TenantStore
 from ..tenants import Workers, tenant
@@ -98,7 +98,7 @@ class GrammarCompiler:
         self._max_grammars, self._is_shared = max_grammars, tenants > 1
         self._jobs: dict[_Key, _Job] = {}
         self._cache: TenantStore[_Key, Grammar] = TenantStore(max_cached, MAX_CACHED_BYTES)
-        self._alive: weakref.WeakKeyDictionary[Grammar, _Key] = weakref.WeakKeyDictionary()
+        self._alive: weakref.WeakValueDictionary[_Key, Grammar] = weakref.WeakValueDictionary()
 
     async def compile(self, spec: GrammarSpec) -> Grammar:
         """Returns the compiled grammar for the current tenant.
@@ -111,9 +111,9 @@ class GrammarCompiler:
           GrammarBusyError: Too many grammars wait or are in use.
         """
         key = tenant.get(), spec
-        if (cached := self._cache.pop(key)) is not None and cached.is_alive:
-            self._keep(key, cached)
-            return cached
+        if (grammar := self._alive.get(key)) is not None and grammar.is_alive:
+            self._keep(key, grammar)
+            return grammar
         job = self._jobs.get(key) or self._add(key)
         job.num_waiters += 1
         try:
@@ -147,32 +147,29 @@ class GrammarCompiler:
             return
         del self._jobs[key]
         if done.exception() is None:  # also marks an exception as retrieved, as all waiters may be gone
-            self._alive[done.result()] = key
             self._keep(key, done.result())
 
     def _keep(self, key: _Key, grammar: Grammar) -> None:
         """Caches a grammar as its tenant's most recently used one."""
         owner, spec = key
+        self._alive.pop(key, None)
+        self._alive[key] = grammar
         self._cache.put(key, owner, grammar, spec.num_bytes + grammar.num_bytes)
 
     def _make_room(self, owner: str) -> None:
-        """Evicts grammars of a tenant that are not in use until one more fits.
+        """Evicts grammars of a tenant until one more fits. Grammars in use stay alive, and are found again.
 
         Raises:
           GrammarBusyError: Requests use too many grammars.
         """
-        evicted: list[tuple[_Key, weakref.ref[Any]]] = []
-        keys = [self._alive[each] for each in self._cache.of(owner)]
-        while not (has_room := self._has_room(owner)) and keys:
-            evicted.append((keys[0], weakref.ref(self._cache.pop(keys.pop(0)))))
-        for key, reference in evicted:
-            if (grammar := reference()) is not None:
-                self._keep(key, grammar)
+        own = [key for key in self._alive if key[0] == owner]
+        while not (has_room := self._has_room(owner)) and own:
+            self._cache.pop(own.pop(0))
         if not has_room:
             whose = " of this API key" if self._is_shared else ""
             raise GrammarBusyError(f"requests{whose} use too many different grammars; try again later")
 
     def _has_room(self, owner: str) -> bool:
-        owners = [each for each, _ in self._alive.values()]
+        owners = [each for each, _ in self._alive]
         free = self._max_grammars - len(owners)
         return free > 0 and not (self._is_shared and owners.count(owner) >= free)
