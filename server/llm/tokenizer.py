@@ -48,8 +48,7 @@ class LLMTokenizer:
             token_ids = self._tokenizer.encode(text)
         except TextUnavailableError as error:
             raise RequestError(str(error)) from None
-        has_bos = add_special_tokens and self.bos_token_id is not None
-        return [self.bos_token_id, *token_ids] if has_bos and self.bos_token_id is not None else token_ids
+        return [self.bos_token_id, *token_ids] if add_special_tokens and self.bos_token_id is not None else token_ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Returns the text of tokens; control tokens are spelled out, unless they are skipped."""

@@ -3,7 +3,6 @@
 A format folds messages into turns, lays these out as parts, and encodes the parts.
 """
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -230,16 +229,18 @@ class ChatFormat:
         Raises:
           ChatFormatError: The tokens begin with other markup.
         """
-        start, *marks = self._marks((*roles, "user"))
+        text = "".join(map(chr, ids))  # a character for each token, since `str` finds sequences
+        start, *marks = ["".join(map(chr, mark)) for mark in self._marks((*roles, "user"))]
         mark_after = dict(zip(roles, marks, strict=False))
-        position = len(start)
-        if ids[:position] != start:
+        if not text.startswith(start):
             raise ChatFormatError("the tokens begin with other markup")
+        position = len(start)
         for role in itertools.chain(roles, itertools.cycle(roles[-2:])):
-            end = _find(ids, mark_after[role], position)
-            yield role, ids[position:end]
-            if end is None:
+            end = text.find(mark_after[role], position)
+            if end < 0:
+                yield role, ids[position:]
                 return
+            yield role, ids[position:end]
             position = end + len(mark_after[role])
 
     def _marks(self, roles: Sequence[str]) -> list[list[int]]:
@@ -365,11 +366,6 @@ def normalized(messages: Sequence[Message]) -> list[Message]:
         ) from None
 
 
-def unfolded(messages: Sequence[Message]) -> list[Message]:
-    """Returns messages unchanged, for formats that accept any order of the three roles."""
-    return list(messages)
-
-
 def fold_after_system(messages: Sequence[Message]) -> list[Message]:
     """Returns one system message and alternating turns, for formats that accept a system role only at the start.
 
@@ -400,17 +396,6 @@ def fold(messages: Sequence[Message]) -> list[Message]:
         if message.content:
             turns[-1][1].append(message.content)
     return [Message(side, "\n\n".join(texts)) for side, texts in turns]
-
-
-def _find(ids: list[int], mark: list[int], start: int) -> int | None:
-    """Returns the first position of a mark in `ids[start:]`; None if it does not occur."""
-    with contextlib.suppress(ValueError):
-        while True:
-            start = ids.index(mark[0], start)
-            if ids[start : start + len(mark)] == mark:
-                return start
-            start += 1
-    return None
 
 
 def _continued(role: str, text: str, ending: Ending) -> Message:

@@ -22,7 +22,6 @@ from .chat_format import (
     fold_after_system,
     gemma_turns,
     lay_out,
-    unfolded,
 )
 from .tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer, read_object
 
@@ -32,7 +31,7 @@ type _Order = Callable[[Sequence[Message]], list[Message]]
 """Folds messages into an order of roles."""
 
 _ORDERS: Final[Sequence[tuple[_Order, Sequence[str]]]] = (
-    (unfolded, ("ssuuaasaus", "uuaasaussu", "aasaussuuau")),  # each role comes first, and after each role
+    (list, ("ssuuaasaus", "uuaasaussu", "aasaussuuau")),  # each role comes first, and after each role
     (fold_after_system, ("suau",)),
 )
 """Orders of roles that fold less than `fold`, with the roles of the conversations that test whether a template accepts
