@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import weakref
 from typing import Any
 
 import pytest
