@@ -212,11 +212,12 @@ class ChatFormat:
             ids.pop()
         for roles in (("user", "assistant"), ("system", "user", "assistant")):
             try:
-                pieces = list(itertools.islice(self._split(ids, roles), max_messages))
-                if self._encoded_again(pieces) == ids:
-                    return [Message(role, self.tokenizer.decode(piece)) for role, piece in pieces]
+                pieces = itertools.islice(self._split(ids, roles), max_messages + 1)
+                messages = [self._message(role, piece) for role, piece in pieces]
             except ChatFormatError:
                 continue
+            if messages[-1].role == "assistant" and len(messages) <= max_messages:
+                return messages
         return None
 
     def _split(self, ids: list[int], roles: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
@@ -258,36 +259,27 @@ class ChatFormat:
             raise ChatFormatError("the layout folds or changes these messages")
         return [self._bos + start, *marks]
 
-    def _encoded_again(self, pieces: Iterable[tuple[str, list[int]]]) -> list[int]:
-        """Returns the tokens of a chat whose messages have these roles and texts, and whose replies have these tokens.
+    def _message(self, role: str, ids: list[int]) -> Message:
+        """Returns the message with these tokens.
 
         Raises:
-          ChatFormatError: Such a chat does not exist.
+          ChatFormatError: A reply has control tokens, or another message has its text in other tokens than a prompt.
         """
-        messages, replies = [], {}
-        for role, ids in pieces:
-            text = self.tokenizer.decode(ids)
-            if role == "assistant":
-                if any(map(self.tokenizer.is_control, ids)):
-                    raise ChatFormatError("a reply has control tokens")
-                text = uuid4().hex
-                replies[text] = ids
-            messages.append(Message(role, text))
-        parts = self._parts(messages, Ending(add_header=False, stay_open=True))
-        return self._bos + self._encoded(parts, replies)
+        text = self.tokenizer.decode(ids)
+        if role == "assistant":
+            is_message = not any(map(self.tokenizer.is_control, ids))
+        else:
+            is_message = ids == self.tokenizer.encode(text.strip(), control_tokens=False)
+        if not is_message:
+            raise ChatFormatError("the tokens have other markup")
+        return Message(role, text)
 
-    def _encoded(self, parts: Iterable[Part], known: Mapping[str, list[int]] | None = None) -> list[int]:
-        """Returns the ids of parts without BOS.
-
-        Args:
-          known: Ids of texts that are not encoded.
-        """
+    def _encoded(self, parts: Iterable[Part]) -> list[int]:
+        """Returns the ids of parts without BOS."""
         encode_markup = cache(self.tokenizer.encode)  # every message has the same markup
         ids: list[int] = []
         for text, markup in parts:
-            if known is not None and text in known:
-                ids += known[text]
-            elif text:
+            if text:
                 part = encode_markup(text) if markup else self.tokenizer.encode(text, control_tokens=False)
                 ids += [token_id for token_id in part if token_id != self.tokenizer.bos_id]
         return ids
