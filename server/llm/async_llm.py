@@ -48,7 +48,7 @@ class AsyncLLM(LocalModel):
     """
 
     def __init__(self, model: str, **settings: Unpack[ModelSettings]) -> None:
-        super().__init__(load_model_settings(model, settings), "AsyncLLM")
+        super().__init__(load_model_settings(model, settings))
 
     def generate(
         self,

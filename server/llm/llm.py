@@ -61,7 +61,7 @@ class LLM:
     """
 
     def __init__(self, model: str, **settings: Unpack[ModelSettings]) -> None:
-        self._llm = ConfiguredLLM(load_model_settings(model, settings, _DEFAULTS), "LLM")
+        self._llm = ConfiguredLLM(load_model_settings(model, settings, _DEFAULTS))
         self._loop = EventLoopThread()
         self._stop = weakref.finalize(self, _stop, self._llm, self._loop)
         self._run(self._llm.start())
@@ -228,10 +228,6 @@ class LLM:
         """Returns the parameters that the checkpoint's `generation_config.json` sets, which are also the defaults."""
         defaults = self._llm.service.model.defaults
         return SamplingParams(**defaults.sampling, max_tokens=defaults.max_tokens)
-
-    def __repr__(self) -> str:
-        """Returns the model and the number of its slots."""
-        return repr(self._llm)
 
     def close(self) -> None:
         """Ends unfinished requests with an error and frees the model's memory. Callable more than once."""

@@ -43,13 +43,12 @@ class LocalModel:
 
     Args:
       settings: Settings of the model and the engine.
-      name: Name of the class that users know, for errors.
 
     Raises:
       RoostError: A setting is wrong, or the model cannot be opened.
     """
 
-    def __init__(self, settings: Settings, name: str = "model") -> None:
+    def __init__(self, settings: Settings) -> None:
         config, self.source = engine_config(settings), find_model(settings.model, settings.lora)
         if config.hosts is not None:
             raise ConfigError(settings.rename("coordinator: several hosts serve over HTTP only, with roost serve"))
@@ -58,16 +57,9 @@ class LocalModel:
         self._engine = engine = make_engine(self.source, config, self._progress)
         service = make_service(settings, config, engine, served, Metrics(lambda: engine.stats))
         self.service = replace(service, limits=replace(service.limits, max_unread_bytes=sys.maxsize))
-        self._name = name
         self._pid = os.getpid()
         self._loading: asyncio.Future[None] | None = None
         self._join = weakref.finalize(self, engine.join, STOP_TIMEOUT_S)
-
-    def __repr__(self) -> str:
-        """Returns the name, the model, and the number of its slots or why it has none."""
-        slots = self._engine.stats.slots
-        loaded = f"slots={slots}" if slots else "not loaded"
-        return f"<{self._name} {self.service.model.id!r}, {loaded if self._join.alive else 'closed'}>"
 
     def check_usable(self) -> None:
         """Checks that the model can be used.
@@ -76,14 +68,13 @@ class LocalModel:
           EngineDeadError: The model was closed, or the process was forked.
         """
         if os.getpid() != self._pid:
-            text = f"this {self._name} runs in the parent process: make one in each process, started by spawn"
-            raise EngineDeadError(text)
+            raise EngineDeadError("the model is in the parent process: make one in each process, started by spawn")
         if not self._join.alive:
             raise self.closed_error()
 
     def closed_error(self) -> EngineDeadError:
         """Returns the error of a request of a closed model."""
-        return EngineDeadError(f"this {self._name} was closed")
+        return EngineDeadError("the model was closed")
 
     async def start(self) -> None:
         """Loads the weights and compiles; see `AsyncLLM.start`."""

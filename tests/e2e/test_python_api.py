@@ -291,9 +291,7 @@ async def test_a_running_event_loop_does_not_matter(llm: LLM) -> None:
 async def test_async_outputs_are_cumulative_deltas_or_final(llm: LLM, tiny_config: Path) -> None:
     (whole,) = llm.generate("the boat", SEEDED)
     async_llm = AsyncLLM(f"random:{tiny_config}", slots=SLOTS, prefill_chunk=128)
-    assert repr(async_llm) == "<AsyncLLM 'tiny-random', not loaded>"
     async with async_llm:
-        assert repr(async_llm) == f"<AsyncLLM 'tiny-random', slots={SLOTS}>"
 
         async def outputs(kind: RequestOutputKind) -> list[CompletionOutput]:
             params = SamplingParams(**{**SEEDED.body_fields(), "output_kind": kind})
@@ -311,8 +309,7 @@ async def test_async_outputs_are_cumulative_deltas_or_final(llm: LLM, tiny_confi
         params = SamplingParams(max_tokens=1)
         (forked,) = [output async for output in async_llm.generate([5], params, from_state=state)]
         assert len(forked.prompt_token_ids) == state.num_tokens + 1
-    assert repr(async_llm) == "<AsyncLLM 'tiny-random', closed>"
-    with pytest.raises(EngineDeadError, match=r"^this AsyncLLM was closed$"):
+    with pytest.raises(EngineDeadError, match=r"^the model was closed$"):
         [output async for output in async_llm.generate("a")]
 
 
@@ -443,12 +440,10 @@ def test_an_llm_of_engine_args_shows_what_it_is_until_it_is_closed(
         gpu_memory_utilization=0.4,
     )
     with LLM(**asdict(args)) as llm:
-        assert repr(llm) == f"<LLM 'tiny-random-simulated', slots={SLOTS}>"
         assert llm.generate("a", STORY)[0].finished
         stream = llm.stream("a", SamplingParams(ignore_eos=True, max_tokens=10**9))
         next(stream)
-    assert repr(llm) == "<LLM 'tiny-random-simulated', closed>"
-    with pytest.raises(RoostError, match="this LLM was closed"):
+    with pytest.raises(RoostError, match="the model was closed"):
         llm.generate("a")
     with pytest.raises(EngineDeadError):
         list(stream)
@@ -460,9 +455,9 @@ async def test_a_forked_process_is_told_to_make_its_own(
 ) -> None:
     async_llm = AsyncLLM(f"random:{tiny_config}", slots=SLOTS, prefill_chunk=128)
     monkeypatch.setattr("os.getpid", lambda: -1)
-    with pytest.raises(EngineDeadError, match=r"^this LLM runs in the parent process: make one in each process, "):
+    with pytest.raises(EngineDeadError, match=r"^the model is in the parent process: make one in each process, "):
         llm.generate([5])
-    with pytest.raises(EngineDeadError, match=r"^this AsyncLLM runs in the parent process: .*, started by spawn$"):
+    with pytest.raises(EngineDeadError, match=r"^the model is in the parent process: .*, started by spawn$"):
         [output async for output in async_llm.generate([5])]
 
 
