@@ -85,7 +85,6 @@ CONCERNS: dict[str, tuple[set[str], tuple[str, ...]]] = {
             "server/openai/*",
             "server/http/*",
             "server/run/*",
-            "server/observability/telemetry.py",
             "server/observability/tracing.py",
         ),
     ),

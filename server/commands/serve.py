@@ -28,7 +28,7 @@ from ..http.connection import OpenConnections
 from ..model_hub import find_model
 from ..observability.logging import is_json, log_warnings_and_uncaught, say, set_up_logging
 from ..observability.metrics import Metrics, ThroughputLog
-from ..observability.telemetry import open_telemetry
+from ..observability.telemetry import open_tracing
 from ..run.file_reloads import FileReloads, file_sources
 from ..run.http_server import HttpServer, Listeners, connection_limit, raise_file_limit, uvicorn_config
 from ..run.lifecycle import Lifecycle, serve_until_stopped
@@ -74,7 +74,7 @@ def _serve(
     """Serves on bound ports; returns the engine's failure, and whether a thread is stuck."""
     access = load_access(settings, listeners.admin_port)
     config = replace(config, tenants=max(len(access.keys.owners), 1))
-    telemetry = open_telemetry(settings, model.id)
+    tracing = open_tracing(settings, model.id)
     progress = LoadProgress()
     engine = make_engine(source, config, progress)
     max_files = raise_file_limit()
@@ -83,7 +83,7 @@ def _serve(
         lambda: engine.stats,
         tenants=access.keys.owners,
         vllm_model=model.id if settings.metrics_compat == "vllm" else None,
-        observers=telemetry.observers,
+        observers=() if tracing is None else (tracing,),
         connections=connections.counts_by_port,
         simulated=model.simulated,
     )
@@ -92,7 +92,7 @@ def _serve(
     make_app = partial(
         create_app, service, features=features, strict=settings.strict, root_path=settings.root_path or ""
     )
-    app = make_app(access, trace=telemetry.trace)
+    app = make_app(access, trace=None if tracing is None else tracing.middleware)
     server = HttpServer(uvicorn_config(app, settings, connections), signals)
     reloads = FileReloads(file_sources(settings, access, server.config, metrics.reloads), signals, metrics.reloads)
     tasks = (reloads.run, ThroughputLog(lambda: engine.stats).run)
@@ -107,7 +107,8 @@ def _serve(
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         failure = runner.run(serve_until_stopped(lifecycle, server, listeners.sockets(), features, tasks))
         exit_if_loading(engine, progress, 0)
-    telemetry.close()
+    if tracing is not None:
+        tracing.shut_down()
     return failure, engine.is_stuck or any(feature.is_stuck for feature in features)
 
 

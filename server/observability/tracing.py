@@ -3,6 +3,7 @@
 Spans have names, numbers and times, but no prompt or output text.
 """
 
+import importlib.metadata
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -112,15 +113,14 @@ def _operation(record: RequestRecord) -> str:
     return "chat" if record.is_chat else "text_completion"
 
 
-def open_tracing(endpoint: str, model: str, version: str) -> Tracing:
+def exporting_to(endpoint: str, model: str) -> Tracing:
     """Returns tracing that exports spans to a collector over HTTP, in batches.
 
     Args:
       endpoint: URL of the collector, such as `http://localhost:4318/v1/traces`.
       model: Name of the model.
-      version: Version of Roost.
     """
-    own = Resource({"service.name": "roost", "service.version": version})
+    own = Resource({"service.name": "roost", "service.version": importlib.metadata.version("roost")})
     given = OTELResourceDetector().detect()  # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
     provider = TracerProvider(resource=Resource.create().merge(own).merge(given))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))

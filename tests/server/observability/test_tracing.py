@@ -4,6 +4,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
 
 import httpx
 import pytest
@@ -18,8 +19,8 @@ from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.observability.metrics import Metrics
-from roost.server.observability.telemetry import open_telemetry
-from roost.server.observability.tracing import Tracing, open_tracing
+from roost.server.observability.telemetry import open_tracing
+from roost.server.observability.tracing import Tracing, exporting_to
 from roost.server.settings import load_settings
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -141,11 +142,12 @@ async def test_spans_reach_a_collector(
     service: Service, engine: FakeEngine, collector: tuple[str, list[bytes]]
 ) -> None:
     endpoint, got = collector
-    telemetry = open_telemetry(load_settings({"otlp_traces_endpoint": endpoint}), "counter")
-    service = replace(service, metrics=Metrics(lambda: engine.stats, observers=telemetry.observers))
-    async with client_of(create_app(service, trace=telemetry.trace)) as client:
+    tracing = open_tracing(load_settings({"otlp_traces_endpoint": endpoint}), "counter")
+    assert tracing is not None
+    service = replace(service, metrics=Metrics(lambda: engine.stats, observers=[tracing]))
+    async with client_of(create_app(service, trace=tracing.middleware)) as client:
         await client.post("/v1/completions", json={"prompt": "abc"})
-    telemetry.close()
+    tracing.shut_down()
     sent = [ExportTraceServiceRequest.FromString(body) for body in got]
     resource = sent[0].resource_spans[0].resource
     assert {each.key: each.value.string_value for each in resource.attributes}["service.name"] == "roost"
@@ -155,10 +157,8 @@ async def test_spans_reach_a_collector(
     assert {"POST /v1/completions", "text_completion counter", "queue", "prefill", "decode"} == names
 
 
-def test_no_endpoint_means_no_observers() -> None:
-    telemetry = open_telemetry(load_settings({}), "counter")
-    assert (telemetry.observers, telemetry.trace) == ((), None)
-    telemetry.close()
+def test_no_endpoint_means_no_tracing() -> None:
+    assert open_tracing(load_settings({}), "counter") is None
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ def test_the_service_has_the_name_of_its_variable(
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
     if name is not None:
         monkeypatch.setenv("OTEL_SERVICE_NAME", name)
-    tracing = open_tracing("http://127.0.0.1:9/v1/traces", "counter", "1.2.3")
+    tracing = exporting_to("http://127.0.0.1:9/v1/traces", "counter")
     attributes = tracing._provider.resource.attributes
     tracing.shut_down()
     found = [attributes[key] for key in ("service.name", "service.version", "deployment.environment.name")]
-    assert found == [expected, "1.2.3", "test"]
+    assert found == [expected, version("roost"), "test"]
