@@ -51,7 +51,7 @@ type Tokenize = Callable[[bytes], Sequence[int]]
 
 
 @dataclass(eq=False)
-class Follower:
+class GrammarFollower:
     """A grammar's state along one output.
 
     Attributes:
@@ -90,7 +90,7 @@ class Grammar:
         self._tokenize = tokenize
         self._reader = FrameReader()
         self._numbers = itertools.count()
-        self._followers: weakref.WeakValueDictionary[int, Follower] = weakref.WeakValueDictionary()
+        self._followers: weakref.WeakValueDictionary[int, GrammarFollower] = weakref.WeakValueDictionary()
         self._unsent: deque[bytes] = deque()
         self._sending = threading.Lock()
         self._is_dead = False
@@ -141,14 +141,14 @@ class Grammar:
             constraint.advance(token_id)
         return constraint
 
-    def new_follower(self) -> Follower:
+    def new_follower(self) -> GrammarFollower:
         """Returns a new follower, which the process drops once it is collected."""
-        follower = Follower(next(self._numbers))
+        follower = GrammarFollower(next(self._numbers))
         self._followers[follower.number] = follower
         weakref.finalize(follower, self._send, Frame(Kind.DROP, follower.number)).atexit = False
         return follower
 
-    def request_mask(self, follower: Follower, token_ids: Sequence[int] = ()) -> None:
+    def request_mask(self, follower: GrammarFollower, token_ids: Sequence[int] = ()) -> None:
         """Requests a follower's next mask, without waiting for it. Its last reply must have arrived.
 
         Args:
@@ -156,14 +156,14 @@ class Grammar:
         """
         self._request(follower, Kind.NEXT, b"".join(map(TOKEN.pack, token_ids)))
 
-    def wait(self, follower: Follower, seconds: float | None) -> bool:
+    def wait(self, follower: GrammarFollower, seconds: float | None) -> bool:
         """Waits for the reply to the last request, and returns whether it has arrived, or the process has ended."""
         while follower.is_awaited and not self._is_dead:
             if not self._wait_for_io(seconds):
                 return False
         return True
 
-    def _request(self, follower: Follower, kind: Kind, payload: bytes) -> None:
+    def _request(self, follower: GrammarFollower, kind: Kind, payload: bytes) -> None:
         follower.is_awaited, follower.reply = True, _DIED
         self._send(Frame(kind, follower.number, payload))
 

@@ -57,10 +57,7 @@ class Detokenizer:
         text = self.push(token_ids) if token_ids else ""
         if self.stop_string is not None:
             return text
-        rest = self._decoder.decode(b"", final=True)
-        if not rest and not self._held:  # the usual case: nothing was held back
-            return text
-        rest = self._advance(rest) + self._held
+        rest = self._advance(self._decoder.decode(b"", final=True)) + self._held
         self._held = ""
         return text + self._count_sent(rest)
 
