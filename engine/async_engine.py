@@ -307,10 +307,6 @@ class AsyncEngine:
     def _deliver(self) -> None:
         """Puts all scheduled items into the sinks."""
         self._is_delivery_due = False  # before the outbox is read, so that later items schedule another delivery
-        if len(self._outbox) == 1:  # the event loop keeps up
-            for request_id, item in self._outbox.popleft():
-                self._put(request_id, item)
-            return
         items: defaultdict[str, list[Item]] = defaultdict(list)
         while self._outbox:
             for request_id, item in self._outbox.popleft():

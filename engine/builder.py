@@ -58,7 +58,11 @@ _CACHE_SHARE: Final = 1 / 8
 """Default share of free host memory given to the prefix cache."""
 
 
-def load_engine(source: ModelSource, config: EngineConfig, progress: Progress | None = None) -> EngineCore:
+def _no_progress(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def load_engine(source: ModelSource, config: EngineConfig, progress: Progress = _no_progress) -> EngineCore:
     """Returns an engine that is ready to serve.
 
     Args:
@@ -109,10 +113,10 @@ def _engine(
     return EngineCore(scheduler, runner, state_format, leader, request_snapshot_format)
 
 
-def load_runner(source: ModelSource, config: EngineConfig, progress: Progress | None = None) -> ModelRunner:
+def load_runner(source: ModelSource, config: EngineConfig, progress: Progress = _no_progress) -> ModelRunner:
     """Returns a runner that is ready to serve; see `load_engine`."""
     source = source.with_kv_dtype(config.kv_dtype)
-    executor = _load_executor(source, config, progress or _no_progress)
+    executor = _load_executor(source, config, progress)
     return ModelRunner(executor, _state_format(source, executor.served), _affordable_steps(executor))
 
 
@@ -122,7 +126,7 @@ def _state_format(source: ModelSource, served: Served) -> SavedStateFormat:
 
 
 def follow(
-    source: ModelSource, config: EngineConfig, on_loss: Callable[[], None], progress: Progress | None = None
+    source: ModelSource, config: EngineConfig, on_loss: Callable[[], None], progress: Progress = _no_progress
 ) -> None:
     """Runs this process as a follower of several hosts, until the leader shuts down.
 
@@ -138,12 +142,8 @@ def follow(
       EngineDeadError: The leader has been lost.
     """
     assert config.hosts is not None
-    executor = _load_executor(source.with_kv_dtype(config.kv_dtype), config, progress or _no_progress)
+    executor = _load_executor(source.with_kv_dtype(config.kv_dtype), config, progress)
     executor.follow(connect_leader(config.hosts, on_loss).calls())
-
-
-def _no_progress(stage: str, done: int, total: int) -> None:
-    pass
 
 
 def _load_executor(source: ModelSource, config: EngineConfig, report: Progress) -> Executor:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from .prefix_cache.cache import PrefixKey
 from .scheduling.prefetcher import Fetch
@@ -62,19 +62,6 @@ class Runner(Protocol):
         """
 
 
-class _Dispatched(NamedTuple):
-    """A batch in flight.
-
-    Attributes:
-      pending: The batch on the device, which starts it once the one before has ended.
-      start: Time at which it was dispatched, in seconds.
-    """
-
-    batch: Batch
-    pending: Pending
-    start: float
-
-
 @runtime_checkable
 class Hosts(Protocol):
     """Other hosts that serve the model together with this one.
@@ -115,7 +102,7 @@ class EngineCore:
         self._arrived: deque[tuple[Fetch, Snapshot | None]] = deque()
         self._scheduler = scheduler
         self._runner = runner
-        self._in_flight: _Dispatched | None = None
+        self._in_flight: tuple[Batch, Pending, float] | None = None  # with the time at which it was dispatched
         self._last_end = self._wait_seconds = 0.0
         self._committed: list[RequestOutput] = []  # outputs committed by `snapshot_request`, reported by the next step
         self._canary = Canary(scheduler.probe)
@@ -237,12 +224,12 @@ class EngineCore:
         in_flight, self._in_flight = self._in_flight, None
         if (batch := plan.batch) is not None:
             start = time.monotonic()
-            self._in_flight = _Dispatched(batch, self._runner.run(batch), start)
+            self._in_flight = batch, self._runner.run(batch), start
             self._steps += 1
         for fetch in plan.fetches:
             assert self._scheduler.cache is not None
             self._scheduler.cache.fetch(fetch.key, fetch.above, partial(self._on_arrival, fetch))
-        committed = self._commit(in_flight) if in_flight is not None else ()
+        committed = self._commit(*in_flight) if in_flight is not None else ()
         num_prefilled = batch.num_tokens if isinstance(batch, PrefillBatch) and batch.is_last_slice else 0
         return self._report((*plan.failed, *committed), num_prefilled)
 
@@ -267,15 +254,15 @@ class EngineCore:
         """Commits the batch in flight; the next step reports its outputs."""
         in_flight, self._in_flight = self._in_flight, None
         if in_flight is not None:
-            self._committed += self._commit(in_flight)
+            self._committed += self._commit(*in_flight)
 
-    def _commit(self, in_flight: _Dispatched) -> Sequence[RequestOutput]:
+    def _commit(self, batch: Batch, pending: Pending, dispatched_at: float) -> Sequence[RequestOutput]:
         """Waits for a batch, and records its results. Snapshots finished requests before their slots are reused."""
         wait_start = time.monotonic()
-        results = in_flight.pending()
-        start, self._last_end = max(in_flight.start, self._last_end), time.monotonic()
+        results = pending()
+        start, self._last_end = max(dispatched_at, self._last_end), time.monotonic()
         self._wait_seconds += self._last_end - wait_start
-        commit = self._scheduler.commit(in_flight.batch, results, self._last_end - start)
+        commit = self._scheduler.commit(batch, results, self._last_end - start)
         for history, slot in commit.finished:
             assert self._scheduler.cache is not None
             self._scheduler.cache.insert(history, [self._runner.snapshot(slot, len(history))], on_disk=False)

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -134,13 +133,7 @@ class DiskTier:
         """Returns the longest snapshot with more than `above` tokens: at the key's end, or at a block boundary."""
         if len(key) > above and (end := self._read_snapshot(key, "end", len(key))) is not None:
             return end
-
-        @cache
-        def has_window(block: int) -> bool:
-            return self._folder.exists(_name(key, "window", block * PREFILL_BLOCK))
-
-        whole = (each for each in self._boundaries(key, above) if all(map(has_window, self._window_blocks(each))))
-        found = (self._read_snapshot(key, "state", length) for length in whole)
+        found = (self._read_snapshot(key, "state", length) for length in self._boundaries(key, above))
         return next((snapshot for snapshot in found if snapshot is not None), None)
 
     def store(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
@@ -166,32 +159,31 @@ class DiskTier:
         done(found)
 
     def _boundaries(self, key: PrefixKey, above: int) -> Iterator[int]:
-        """Yields the lengths of prefixes up to a block boundary whose states exist, longest first."""
+        """Yields the lengths of prefixes up to a block boundary whose states may exist, longest first."""
         first, last = above // PREFILL_BLOCK + 1, (len(key) - 1) // PREFILL_BLOCK
         for span in range((last - 1) // _SPAN, (first - 1) // _SPAN - 1, -1) if first <= last else ():
             start = span * _SPAN
             if start and not self._folder.exists(_name(key, "span", start * PREFILL_BLOCK)):
                 continue
             for block in range(min(last, start + _SPAN), max(first, start + 1) - 1, -1):
-                if self._folder.exists(_name(key, "state", block * PREFILL_BLOCK)):
-                    yield block * PREFILL_BLOCK
-
-    def _window_blocks(self, length: int) -> range:
-        """Returns the whole blocks of a window, each by the number of blocks up to its end."""
-        return range(first_block(length, self._formats.window) + 1, length // PREFILL_BLOCK + 1)
+                yield block * PREFILL_BLOCK
 
     def _read_snapshot(self, key: PrefixKey, kind: str, length: int) -> Snapshot | None:
-        """Returns the snapshot of a "state" at a block boundary, or of an "end"; None if a file is missing."""
-        if (own := self._read(key, kind, length)) is None:
+        """Returns the snapshot of a "state" at a block boundary, or of an "end"; None if a file is missing.
+
+        The oldest block of the window is read first, since it is the first to be evicted.
+        """
+        if not self._folder.exists(_name(key, kind, length)):
             return None
+        blocks = range(first_block(length, self._formats.window) + 1, length // PREFILL_BLOCK + 1)
         files = []
-        for block in self._window_blocks(length):
-            if (file := self._read(key, "window", block * PREFILL_BLOCK)) is None:
+        for part in (*(("window", block * PREFILL_BLOCK) for block in blocks), (kind, length)):
+            if (file := self._read(key, *part)) is None:
                 return None
             files.append(file)
         self._touch_span(key, length)
-        window = tuple(file["window"] for file in (*files, own) if "window" in file)
-        return Snapshot(length, self._formats.recurrent_of(own), window, own.get("hidden"))
+        window = tuple(file["window"] for file in files if "window" in file)
+        return Snapshot(length, self._formats.recurrent_of(files[-1]), window, files[-1].get("hidden"))
 
     def _read(self, key: PrefixKey, kind: str, length: int) -> dict[str, HostArray] | None:
         """Returns a file's arrays; None if the file is missing or not valid."""
