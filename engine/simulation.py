@@ -65,11 +65,6 @@ the TPU's compiler (benchmarks/tpu-programs.md). Decode steps of few slots are f
 INT8_EFFICIENCIES: Final[Mapping[str, Efficiency]] = {"v5e": Efficiency(0.51, 0.80), "v6e": Efficiency(0.47, 0.62)}
 """The same with matrices and windows in int8. The prefill of a v6e was not measured: it is as much lower as a v5e's."""
 
-_OTHERS: Final = Efficiency(0.62, 0.71)
-
-_INT8_OTHERS: Final = Efficiency(0.47, 0.62)
-"""Efficiencies of devices whose schedules were not measured: the lower one of the measured devices in each."""
-
 
 @dataclass(frozen=True, slots=True)
 class StepDurations:
@@ -111,10 +106,9 @@ class StepDurations:
     def _efficiency(self) -> Efficiency:
         if self.simulation.efficiency is not None:
             return Efficiency(self.simulation.efficiency, self.simulation.efficiency)
-        device = self.simulation.device
-        if self.roofline.quantize == self.roofline.config.kv_dtype == "int8":
-            return INT8_EFFICIENCIES.get(device, _INT8_OTHERS)
-        return EFFICIENCIES.get(device, _OTHERS)
+        is_int8 = self.roofline.quantize == self.roofline.config.kv_dtype == "int8"
+        measured = INT8_EFFICIENCIES if is_int8 else EFFICIENCIES
+        return measured.get(self.simulation.device, measured["v6e"])  # the lower one of both
 
 
 class SimulatedDevice:

@@ -109,23 +109,17 @@ def checks_on(
       source: Model whose widths, window and dtype the checks have.
       report: Called with the name of each kernel before its checks.
     """
+    dtype = source.config.dtype if settings.dtype == "auto" else settings.dtype
     for is_int8 in (False, True):
-        checks = _Checks(source.config, _dtype(source, settings), platform, is_int8=is_int8)
+        checks = _Checks(source.config, dtype, platform, is_int8=is_int8)
         for kernel, shapes in _kernels(checks, settings):
             report(f"{kernel}, {checks.numbers}")
             for shape in shapes:
                 yield checks.check(kernel, shape)
-    for check in _token_checks(platform):
-        report(f"{check.kernel}, {check.numbers}")
-        yield _checked(check, source, platform)
-
-
-def _dtype(source: ModelSource, settings: EngineConfig) -> str:
-    return source.config.dtype if settings.dtype == "auto" else settings.dtype
-
-
-def _token_checks(platform: Platform) -> list[TokenCheck]:
-    return [check for check in TOKEN_CHECKS if check.kernel in platform.kernels.names]
+    for check in TOKEN_CHECKS:
+        if check.kernel in platform.kernels.names:
+            report(f"{check.kernel}, {check.numbers}")
+            yield _checked(check, source, platform)
 
 
 def _kernels(checks: "_Checks", settings: EngineConfig) -> Iterator[tuple[str, list[StepShape]]]:
@@ -200,7 +194,7 @@ class _Checks:
 
     def _outputs(self, kernel: str, ops: Iterable[Op], shape: StepShape, *, broken: bool = False) -> Outputs:
         """Returns the results of ops with one kernel, XLA computing the rest."""
-        on = self._only(kernel)
+        on = replace(self.platform, kernels=self.platform.kernels.only(kernel))
         found: dict[str, np.ndarray] = {}
         for op in ops:
             draw = self._draw(on, shape, broken=broken)
@@ -210,9 +204,6 @@ class _Checks:
             run = self._compiled.setdefault((kernel, op.name), jax.jit(partial(op.run, on)))
             found |= _live(op, run(*weights, *inputs), draw.positions)
         return found
-
-    def _only(self, kernel: str) -> Platform:
-        return replace(self.platform, kernels=self.platform.kernels.only(kernel))
 
     def _draw(self, on: Platform, shape: StepShape, *, broken: bool = False) -> Draw:
         dtypes = jnp.dtype(self._dtype), jnp.dtype(on.gate_dtype or self._dtype)

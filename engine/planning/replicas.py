@@ -103,7 +103,7 @@ class Chip:
 
     def prefill_s(self, num_prefilling: int, num_decoding: int) -> float:
         """Returns the seconds of prefill that the scheduler allows between two decode steps."""
-        return prefill_seconds(self.itl_target_s, self, num_decoding, num_prefilling)
+        return prefill_seconds(self.itl_target_s, self, num_decoding, num_prefilling, num_decoding)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 Requests draft while their last tokens repeat earlier ones, and while batches with drafts take less time than without.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -113,7 +114,7 @@ class DraftSwitch:
     """
 
     def __init__(self) -> None:
-        self._records: dict[tuple[int, int], _Record] = {}
+        self._records: defaultdict[tuple[int, int], _Record] = defaultdict(_Record)
 
     def is_on(self, num_requests: int, steps: int) -> bool:
         """Returns whether a batch may have drafts.
@@ -122,7 +123,7 @@ class DraftSwitch:
           num_requests: Number of requests of the batch.
           steps: Maximum number of rounds.
         """
-        return self._record_of(num_requests, steps).pause == 0
+        return self._records[num_requests, steps].pause == 0
 
     def record(self, steps: int, num_tokens: list[int], seconds: float, *, has_drafts: bool) -> None:
         """Adds the duration of a batch.
@@ -135,15 +136,12 @@ class DraftSwitch:
         """
         if not any(num_tokens):
             return
-        record = self._record_of(len(num_tokens), steps)
+        record = self._records[len(num_tokens), steps]
         if has_drafts:
             _add_drafted(record, sum(num_tokens) / len(num_tokens), seconds)
         else:
             record.plain_s = updated(record.plain_s, seconds / max(num_tokens), _WEIGHT)
             record.pause = max(record.pause - 1, 0)
-
-    def _record_of(self, num_requests: int, steps: int) -> _Record:
-        return self._records.setdefault((num_requests, steps), _Record())
 
 
 def _add_drafted(record: _Record, num_tokens: float, seconds: float) -> None:

@@ -76,7 +76,7 @@ class PrefillBudget:
         has_delayed, self._spent, self._has_delayed = self._has_delayed, 0.0, False
         return has_delayed
 
-    def allows(self, batch: PrefillBatch, num_decoding: int, num_waiting: int, num_streams: int | None = None) -> bool:
+    def allows(self, batch: PrefillBatch, num_decoding: int, num_waiting: int, num_streams: int) -> bool:
         """Returns whether the next slice of a batch in progress may run before the next decode step.
 
         Args:
@@ -86,13 +86,13 @@ class PrefillBudget:
             return True
         return (self._times.step(batch) or math.inf) <= self._left(num_decoding, num_waiting, num_streams)
 
-    def max_tokens(self, num_decoding: int, num_waiting: int, num_streams: int | None = None) -> int:
+    def max_tokens(self, num_decoding: int, num_waiting: int, num_streams: int) -> int:
         """Returns the maximum number of tokens of a new prefill batch now; 0 if a decode step comes first.
 
         Args:
           num_decoding: Number of requests that decode.
           num_waiting: Number of requests that need prefill; at least one.
-          num_streams: Number of decoding requests to which the target applies; None stands for all.
+          num_streams: Number of decoding requests to which the target applies.
         """
         if not num_decoding:
             return self._sizes[0]
@@ -102,7 +102,7 @@ class PrefillBudget:
         return self._sizes[0 if self._target_s(num_streams) == 0 else -1]
 
     def max_held(
-        self, batch: PrefillBatch, num_decoding: int, num_waiting: int, num_streams: int | None, *, is_holding: bool
+        self, batch: PrefillBatch, num_decoding: int, num_waiting: int, num_streams: int, *, is_holding: bool
     ) -> int:
         """Returns the maximum number of tokens of the batch after this one, if first tokens are held; 0 if they aren't.
 
@@ -117,16 +117,16 @@ class PrefillBudget:
         seconds, target_s = self._times.step(batch) or math.inf, self._target_s(num_streams)
         left = self._left(num_decoding, num_waiting, num_streams) - seconds
         if target_s != 0:
-            quiet = self._times.quiet(num_decoding if num_streams is None else num_streams) or 0.0
+            quiet = self._times.quiet(num_streams) or 0.0
             left = min(left, target_seconds(target_s, quiet) - self._held - (seconds if is_holding else 0.0))
         slices = self._limits.prefill_layer_slices
         return next((size for size in self._sizes if slices * self._seconds(size) <= left), 0)
 
-    def _left(self, num_decoding: int, num_waiting: int, num_streams: int | None) -> float:
+    def _left(self, num_decoding: int, num_waiting: int, num_streams: int) -> float:
         target_s = self._target_s(num_streams)
         return prefill_seconds(target_s, self._times, num_decoding, num_waiting, num_streams) - self._spent
 
-    def _target_s(self, num_streams: int | None) -> float | None:
+    def _target_s(self, num_streams: int) -> float | None:
         return 0.0 if num_streams == 0 else self._limits.itl_target_s
 
     def _seconds(self, size: int) -> float:
@@ -149,7 +149,7 @@ class Durations(Protocol):
 
 
 def prefill_seconds(
-    target_s: float | None, times: Durations, num_decoding: int, num_waiting: int, num_streams: int | None = None
+    target_s: float | None, times: Durations, num_decoding: int, num_waiting: int, num_streams: int
 ) -> float:
     """Returns the seconds for prefill between two decode steps; 0 or less if a decode step alone takes all the time.
 
@@ -162,7 +162,7 @@ def prefill_seconds(
       times: Durations of steps.
       num_decoding: Number of requests that decode; at least one.
       num_waiting: Number of requests that need prefill; at least one.
-      num_streams: Number of decoding requests to which the target applies; None stands for all. If it is 0, so is the
+      num_streams: Number of decoding requests to which the target applies. If it is 0, so is the
         target.
     """
     step = times.decode(num_decoding)
@@ -170,7 +170,6 @@ def prefill_seconds(
         return 0.0
     if target_s == 0:
         return _THROUGHPUT_STEPS * step
-    num_streams = num_decoding if num_streams is None else num_streams
     quiet = times.quiet(num_streams)
     assert quiet is not None
     num_targets = max(1.0, _STREAMS_PER_PROMPT * (num_waiting - 1) / num_streams, num_waiting - _FEW_PROMPTS)

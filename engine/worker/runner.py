@@ -59,18 +59,8 @@ def _decoded(batch: DecodeBatch, places: Sequence[int], sampled: Sampled) -> lis
     ]
 
 
-def _speculated(batch: DecodeBatch, places: Sequence[int], max_drafts: int, result: Speculated) -> list[RowResult]:
-    """Waits for decode steps with drafts, and returns one result per request.
-
-    Args:
-      places: Row of each request in the steps.
-      max_drafts: Maximum number of drafted tokens of a request in a step.
-      result: Tokens of the steps.
-    """
-    return [_drafted(request, place, max_drafts, result) for request, place in zip(batch.requests, places, strict=True)]
-
-
 def _drafted(request: Request, place: int, max_drafts: int, result: Speculated) -> RowResult:
+    """Returns a request's result of decode steps with drafts, of which it has one row."""
     is_own = np.asarray(result.rows) == place
     tokens, places = np.asarray(result.sampled.tokens)[is_own].tolist(), np.argwhere(is_own).tolist()
     row = _row_result(request, tuple(tokens), result.sampled.logprobs, list(map(tuple, places)))
@@ -194,7 +184,12 @@ class ModelRunner:
             return partial(_decoded, batch, places, run(self._programs.decode[rows], active, np.int32(batch.steps)))
         limits, forced = draft_columns(batch.drafts, places, (rows, self._max_drafts))
         result = run(speculate, active, limits, forced, np.int32(batch.steps))
-        return partial(_speculated, batch, places, self._max_drafts, result)
+
+        def wait() -> list[RowResult]:
+            pairs = zip(batch.requests, places, strict=True)
+            return [_drafted(request, place, self._max_drafts, result) for request, place in pairs]
+
+        return wait
 
     def _speculate(self, batch: DecodeBatch) -> Program[Speculated] | None:
         """Returns the smallest program for a batch's drafts; None without drafts."""

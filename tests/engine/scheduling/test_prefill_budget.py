@@ -48,7 +48,7 @@ RESTORED = PrefillChunk(REQUEST, 0, 4096, 0, is_last=True)
     ],
 )
 def test_time_between_decode_steps(target_s: float | None, decoding: int, waiting: int, seconds: float) -> None:
-    assert prefill_seconds(target_s, measured(), decoding, waiting) == pytest.approx(seconds)
+    assert prefill_seconds(target_s, measured(), decoding, waiting, decoding) == pytest.approx(seconds)
 
 
 def test_the_target_is_that_of_streams_alone() -> None:
@@ -72,7 +72,7 @@ def test_a_step_with_free_slots_between_is_one_of_more_rows() -> None:
 def test_no_time_is_known_before_a_decode_step() -> None:
     times = StepTimes(LIMITS)
     times.record(prefill(512), 0.2)
-    assert prefill_seconds(None, times, 1, 9) == 0
+    assert prefill_seconds(None, times, 1, 9, 1) == 0
 
 
 @pytest.mark.parametrize(
@@ -80,41 +80,41 @@ def test_no_time_is_known_before_a_decode_step() -> None:
 )
 def test_the_longest_chunk_of_which_a_slice_fits_is_next(target_ms: float, tokens: int) -> None:
     budget = PrefillBudget(replace(LIMITS, itl_target_s=target_ms / 1e3), measured())
-    assert budget.max_tokens(num_decoding=8, num_waiting=1) == tokens
+    assert budget.max_tokens(8, 1, 8) == tokens
 
 
 def test_nothing_limits_prefill_while_no_request_decodes() -> None:
     budget = PrefillBudget(LIMITS, measured())
     for _ in range(3):
-        assert budget.max_tokens(0, 1) == 512
+        assert budget.max_tokens(0, 1, 0) == 512
         budget.spend(prefill(512), num_decoding=8)
 
 
 def test_slices_run_until_the_time_is_spent() -> None:
     """Three of 5 ms fit beside a decode step of 8 ms."""
     budget = PrefillBudget(replace(LIMITS, prefill_chunk=64, itl_target_s=0.024 / 0.85), measured())
-    assert budget.max_tokens(8, 1) == 64
+    assert budget.max_tokens(8, 1, 8) == 64
     for index in range(3):
-        assert budget.allows(prefill(64, layer_slice=index), 8, 1)
+        assert budget.allows(prefill(64, layer_slice=index), 8, 1, 8)
         budget.spend(prefill(64, layer_slice=index), num_decoding=8)
-    assert not budget.allows(prefill(64, layer_slice=3), 8, 1)
+    assert not budget.allows(prefill(64, layer_slice=3), 8, 1, 8)
     budget.renew()
-    assert budget.allows(prefill(64, layer_slice=3), 8, 1)
+    assert budget.allows(prefill(64, layer_slice=3), 8, 1, 8)
 
 
 def test_a_single_step_runs_between_two_decode_steps_however_long_it_takes() -> None:
     budget = PrefillBudget(replace(LIMITS, itl_target_s=0.001), measured())
-    assert budget.max_tokens(8, 1) == 64
+    assert budget.max_tokens(8, 1, 8) == 64
     budget.spend(prefill(64, layer_slice=0), num_decoding=8)
-    assert budget.max_tokens(8, 1) == 0
-    assert not budget.allows(prefill(64, layer_slice=1), 8, 1)
+    assert budget.max_tokens(8, 1, 8) == 0
+    assert not budget.allows(prefill(64, layer_slice=1), 8, 1, 8)
 
 
 @pytest.mark.parametrize("chunk", [64, 128, 192, 320, 512])
 def test_chunks_stay_within_the_limit(chunk: int) -> None:
     """A chunk need not be a power of two."""
     budget = PrefillBudget(replace(LIMITS, prefill_chunk=chunk, itl_target_s=0.0), measured())
-    assert budget.max_tokens(8, 1) == chunk
+    assert budget.max_tokens(8, 1, 8) == chunk
 
 
 # --- with a scheduler
@@ -281,11 +281,11 @@ def test_prefill_takes_no_longer_than_its_time(target_s: float | None, decoding:
     limits = replace(LIMITS, prefill_layer_slices=1, itl_target_s=target_s)
     times = measured(limits)
     budget, durations = PrefillBudget(limits, times), list[float]()
-    while tokens := budget.max_tokens(decoding, waiting):
+    while tokens := budget.max_tokens(decoding, waiting, decoding):
         budget.spend(prefill(tokens), num_decoding=8)
         durations.append(seconds_of(prefill(tokens), limits.prefill_layer_slices))
     assert durations
-    assert sum(durations) <= prefill_seconds(target_s, times, decoding, waiting) + 1e-9 or len(durations) == 1
+    assert sum(durations) <= prefill_seconds(target_s, times, decoding, waiting, decoding) + 1e-9 or len(durations) == 1
 
 
 def test_nothing_is_known_at_first() -> None:
