@@ -14,7 +14,7 @@ import numpy as np
 
 from .capacity.roofline import estimated_slots, fit_slots, memory_of_served
 from .checkpoint.source import ModelSource, model_identity
-from .devices.hosts import Leader, connect_followers, connect_leader, join, min_over_hosts
+from .devices.hosts import Leader, calls_of_leader, connect_followers, join, min_over_hosts
 from .devices.platform import (
     Platform,
     affordable_slots,
@@ -143,7 +143,7 @@ def follow(
     """
     assert config.hosts is not None
     executor = _load_executor(source.with_kv_dtype(config.kv_dtype), config, progress)
-    executor.follow(connect_leader(config.hosts, on_loss).calls())
+    executor.follow(calls_of_leader(config.hosts, on_loss))
 
 
 def _load_executor(source: ModelSource, config: EngineConfig, report: Progress) -> Executor:

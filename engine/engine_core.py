@@ -228,7 +228,8 @@ class EngineCore:
             self._steps += 1
         for fetch in plan.fetches:
             assert self._scheduler.cache is not None
-            self._scheduler.cache.fetch(fetch.key, fetch.above, partial(self._on_arrival, fetch))
+            assert self._scheduler.cache.disk is not None
+            self._scheduler.cache.disk.fetch(fetch.key, fetch.above, partial(self._on_arrival, fetch))
         committed = self._commit(*in_flight) if in_flight is not None else ()
         num_prefilled = batch.num_tokens if isinstance(batch, PrefillBatch) and batch.is_last_slice else 0
         return self._report((*plan.failed, *committed), num_prefilled)

@@ -21,7 +21,6 @@ import secrets
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Final
@@ -122,45 +121,6 @@ class Leader:
         return self.failure
 
 
-class Follower:
-    """A follower's connection to its leader, to which a thread sends heartbeats.
-
-    Args:
-      leader: Connection on which the secret has been presented; see `connect_leader`.
-      on_loss: Called by another thread if the leader is lost; this thread may be waiting for it in a collective.
-    """
-
-    def __init__(self, leader: Connection, on_loss: Callable[[], None]) -> None:
-        self._on_loss = on_loss
-        self._is_over = False
-        self._leader = leader
-        threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
-
-    def calls(self) -> Iterator[tuple[str, bytes]]:
-        """Yields the leader's program calls, as `Leader.send` takes them, until the leader shuts down.
-
-        Raises:
-          EngineDeadError: The leader has been lost.
-        """
-        with self._leader:
-            try:
-                while (message := self._leader.recv_bytes()) != _END:
-                    label, _, inputs = message.partition(b"\0")
-                    yield label.decode(), inputs
-            except (EOFError, OSError):
-                raise EngineDeadError("the leader of the hosts is gone") from None
-            self._is_over = True
-
-    def _send_heartbeats(self) -> None:
-        try:
-            while True:
-                self._leader.send_bytes(b".")
-                time.sleep(_BEAT_S)
-        except OSError:
-            if not self._is_over:
-                self._on_loss()
-
-
 def connect_followers(group: HostGroup) -> Leader:
     """Waits on the leader for a connection from each follower. Every host of the group must connect."""
     with socket.create_server(("", group.port + 1)) as listener:
@@ -169,14 +129,38 @@ def connect_followers(group: HostGroup) -> Leader:
         return Leader([_accept(listener, secret) for _ in range(group.count - 1)])
 
 
-def connect_leader(group: HostGroup, on_loss: Callable[[], None]) -> Follower:
-    """Connects a follower to its leader; see `connect_followers` and `Follower`."""
-    secret = _shared_secret()
+def calls_of_leader(group: HostGroup, on_loss: Callable[[], None]) -> Iterator[tuple[str, bytes]]:
+    """Yields the leader's program calls to a follower, as `Leader.send` takes them, until the leader shuts down.
+
+    Args:
+      on_loss: Called by another thread if the leader is lost; this thread may be waiting for it in a collective.
+
+    Raises:
+      EngineDeadError: The leader has been lost.
+    """
+    secret, is_over = _shared_secret(), threading.Event()
     leader = socket.create_connection((group.leader, group.port + 1), timeout=_JOIN_S)
     leader.settimeout(None)
-    connection = _connection(leader)
-    connection.send_bytes(secret)
-    return Follower(connection, on_loss)
+    with _connection(leader) as connection:
+        connection.send_bytes(secret)
+        beats = connection, is_over, on_loss
+        threading.Thread(target=_send_heartbeats, args=beats, name="heartbeat", daemon=True).start()
+        try:
+            while (message := connection.recv_bytes()) != _END:
+                label, _, inputs = message.partition(b"\0")
+                yield label.decode(), inputs
+        except (EOFError, OSError):
+            raise EngineDeadError("the leader of the hosts is gone") from None
+        is_over.set()
+
+
+def _send_heartbeats(leader: Connection, is_over: threading.Event, on_loss: Callable[[], None]) -> None:
+    try:
+        while not is_over.wait(_BEAT_S):
+            leader.send_bytes(b".")
+    except OSError:
+        if not is_over.is_set():
+            on_loss()
 
 
 def min_over_hosts(number: int) -> int:

@@ -350,7 +350,10 @@ class TokenCheck(NamedTuple):
 
 
 def _drawn(model: ModelConfig, rows: int) -> tuple[Any, ...]:
-    return sampler_inputs(4 * jax.random.normal(jax.random.key(0), (rows, model.vocab_size)))
+    """Returns the arguments of `sample`."""
+    drawn = 4 * jax.random.normal(jax.random.key(0), (rows, model.vocab_size))
+    positions, is_active = jnp.arange(rows, dtype=jnp.int32), jnp.ones(rows, jnp.bool)
+    return drawn, _state(rows), zero_token_memory(rows, model.vocab_size), positions, is_active
 
 
 def _sampled(kernels: Backend, *inputs: Any) -> Array:
@@ -394,13 +397,6 @@ TOKEN_CHECKS: Final = (
     TokenCheck("argmax", "bfloat16, weights in int8", _int8_heads, _largest, _smaller_logits, _ALLOWED_LOGIT),
 )
 """Checks of all kernels that choose tokens."""
-
-
-def sampler_inputs(logits: Any) -> tuple[Any, SamplingState[Array], Any, Array, Array]:
-    """Returns the arguments of `sample` for rows of logits."""
-    rows, vocab_size = logits.shape
-    positions, is_active = jnp.arange(rows, dtype=jnp.int32), jnp.ones(rows, jnp.bool)
-    return jnp.asarray(logits), _state(rows), zero_token_memory(rows, vocab_size), positions, is_active
 
 
 def _state(rows: int) -> SamplingState[Array]:

@@ -199,13 +199,13 @@ class PrefixCache:
       evictions: Order in which they are evicted.
       is_inexact: Whether requests are also restored between two block boundaries, and from states of generated
         histories. Both give other bits than prefilling the whole prompt.
+      disk: The tier below, which stores every snapshot that prefilling has produced; None if there is none.
       num_inserts: Number of times that snapshots were added or deferred. While it is unchanged, a look-up finds no more
         than the last one.
 
     Args:
       window: Number of tokens that attention looks back on.
       budget: Maximum size of the snapshots in bytes.
-      disk: The tier below, which stores every snapshot that is inserted.
     """
 
     def __init__(self, window: int, budget: int, disk: CacheTier | None = None, *, is_inexact: bool = False) -> None:
@@ -215,7 +215,7 @@ class PrefixCache:
         self.num_inserts = 0
         self._window = window
         self._budget = budget
-        self._disk = disk
+        self.disk = disk
         self._counts = Counter[str]()
         self._deferred: deque[tuple[PrefixKey, int, Callable[[], None]]] = deque()
 
@@ -226,15 +226,10 @@ class PrefixCache:
             budget=self._budget,
             num_bytes=self.tree.num_bytes,
             snapshots=self.tree.num_entries,
-            disk_bytes=0 if self._disk is None else self._disk.num_bytes,
-            disk_errors=0 if self._disk is None else self._disk.num_errors,
+            disk_bytes=0 if self.disk is None else self.disk.num_bytes,
+            disk_errors=0 if self.disk is None else self.disk.num_errors,
             **self._counts,
         )
-
-    @property
-    def max_fetches(self) -> int:
-        """Maximum number of keys to fetch from the tier below at a time; 0 if there is none."""
-        return 0 if self._disk is None else self._disk.max_fetches
 
     def matched_length(self, key: PrefixKey) -> int:
         """Returns the number of tokens that `match_prefix` would restore from memory. It does not mark an entry as
@@ -242,11 +237,6 @@ class PrefixCache:
         """
         entry = self._find(key)
         return 0 if entry is None else entry.snapshot.length
-
-    def fetch(self, key: PrefixKey, above: int, done: Callable[[Snapshot | None], None]) -> None:
-        """Searches the tier below; see `CacheTier.fetch`."""
-        assert self._disk is not None
-        self._disk.fetch(key, above, done)
 
     def match_prefix(
         self, key: PrefixKey, fetched: Snapshot | None = None, *, at_block_boundary: bool = False
@@ -300,8 +290,8 @@ class PrefixCache:
           on_disk: Whether the tier below gets them too. It gets no states of generated histories, and none that come
             without the window blocks of earlier snapshots.
         """
-        if on_disk and self._disk is not None:
-            self._disk.store(key, snapshots)
+        if on_disk and self.disk is not None:
+            self.disk.store(key, snapshots)
         self.num_inserts += 1
         for entry in self.tree.insert(key, snapshots):
             self.evictions.use(entry)
@@ -343,8 +333,8 @@ class PrefixCache:
         try:
             self.settle()
         finally:
-            if self._disk is not None:
-                self._disk.close()
+            if self.disk is not None:
+                self.disk.close()
 
     def _find(self, key: PrefixKey, *, at_block_boundary: bool = False) -> Entry | None:
         if any(key.shares(deferred, length) for deferred, length, _ in self._deferred):

@@ -46,14 +46,15 @@ class Prefetcher:
 
     Args:
       queue: Requests without a slot.
-      cache: A prefix cache with a tier on disk, which limits the number of searches.
+      cache: A prefix cache with a tier on disk.
+      max_fetches: Maximum number of searches at a time; see `CacheTier`.
     """
 
-    def __init__(self, queue: WaitingQueue, cache: PrefixCache) -> None:
+    def __init__(self, queue: WaitingQueue, cache: PrefixCache, max_fetches: int) -> None:
         self.is_planned = True
         self._queue = queue
         self._cache = cache
-        self._max_fetches = cache.max_fetches
+        self._max_fetches = max_fetches
         self._queued: dict[str, Fetch] = {}
         self._running: dict[Fetch, None] = {}
         self._done: dict[str, Fetch] = {}

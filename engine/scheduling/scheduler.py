@@ -95,7 +95,9 @@ class Scheduler:
         self.slots = SlotPool(slots, limits.slot_order or None)
         self.cache = cache
         self.queue = WaitingQueue(max_queue, max_queue_tokens, tenants)
-        self._prefetcher = Prefetcher(self.queue, cache) if cache is not None and cache.max_fetches else None
+        self._prefetcher = (
+            None if cache is None or cache.disk is None else Prefetcher(self.queue, cache, cache.disk.max_fetches)
+        )
         take_fetch = None if self._prefetcher is None else self._prefetcher.take
         self._assignment = SlotAssignment(
             self.slots, self.queue, cache, take_fetch, mask_words=limits.mask_words, reserved=reserved_slots

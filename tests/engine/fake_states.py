@@ -60,10 +60,10 @@ def format_of(window: int) -> SnapshotFormat:
 def fetch(cache: PrefixCache, key: PrefixKey) -> Snapshot | None:
     """Returns the snapshot that the disk tier finds, if it has to be searched."""
     known = cache.matched_length(key)
-    if not cache.max_fetches or known == len(key):
+    if cache.disk is None or known == len(key):
         return None
     found: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
-    cache.fetch(key, known, found.put)
+    cache.disk.fetch(key, known, found.put)
     return found.get(timeout=60)
 
 
