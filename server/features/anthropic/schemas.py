@@ -54,7 +54,7 @@ COUNT_TOKENS_RULES: Final = FieldRules(
     {
         **_MESSAGES_IGNORED,
         **ignored("max_tokens output_config output_format stop_sequences stream temperature top_k top_p"),
-        **_MESSAGES_REFUSED,
+        **{name: _MESSAGES_REFUSED[name] for name in ("container", "mcp_servers")},
     }
 )
 """Rules of bodies whose tokens are counted, which may contain all fields of a message's body."""
