@@ -288,7 +288,8 @@ class LLM:
         try:
             yield
         except CancelledError:
-            raise self._llm.closed_error() from None
+            self._llm.check_usable()  # raises, since only closing cancels
+            raise
 
 
 class _End:

@@ -70,11 +70,7 @@ class LocalModel:
         if os.getpid() != self._pid:
             raise EngineDeadError("the model is in the parent process: make one in each process, started by spawn")
         if not self._join.alive:
-            raise self.closed_error()
-
-    def closed_error(self) -> EngineDeadError:
-        """Returns the error of a request of a closed model."""
-        return EngineDeadError("the model was closed")
+            raise EngineDeadError("the model was closed")
 
     async def start(self) -> None:
         """Loads the weights and compiles; see `AsyncLLM.start`."""
