@@ -1,7 +1,6 @@
 """Deltas of a choice, and their joining."""
 
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Final
@@ -9,12 +8,12 @@ from typing import Final
 from ...engine import UNUSED_PREDICTION, FinishReason, PredictionUse, TokenLogprobs
 from ..constraints.tool_calls import CallJoiner, CallPiece
 
+_CHARACTER_BYTES: Final = 4
+
 _TOKEN_BYTES: Final = 8
 
-_LOGPROBS_BYTES: Final = 128
-
 _LOGPROB_BYTES: Final = 128
-"""Estimated memory of a token id, of an entry of logprobs, and of each alternative in an entry."""
+"""Estimated memory of a character, of a token id, and of a log-probability of a token or an alternative."""
 
 
 @dataclass(slots=True)  # a frozen one takes three times as long to construct, and each event has one
@@ -111,17 +110,7 @@ class DeltaJoiner:
 
 
 def num_bytes(delta: Delta) -> int:
-    """Returns the estimated memory of a delta."""
-    texts = [delta.text, *(piece.arguments for piece in delta.calls)]
-    total = sum(len(text) if text.isascii() else 4 * len(text) for text in texts)
-    total += _TOKEN_BYTES * len(delta.token_ids)
-    for entries in (delta.logprobs, delta.prompt_logprobs):
-        if entries:
-            total += len(entries) * _entry_bytes(entries)
-    return total
-
-
-def _entry_bytes(entries: Sequence[TokenLogprobs | None]) -> int:
-    """Returns the memory of each entry: all have equally many alternatives, but a prompt's first one is None."""
-    entry = entries[-1]
-    return 0 if entry is None else _LOGPROBS_BYTES + _LOGPROB_BYTES * (len(entry.top) + len(entry.named))
+    """Returns the estimated memory of a delta, without log-probabilities of the prompt."""
+    num_characters = len(delta.text) + sum(len(piece.arguments) for piece in delta.calls)
+    num_logprobs = sum(1 + len(entry.top) + len(entry.named) for entry in delta.logprobs)
+    return _CHARACTER_BYTES * num_characters + _TOKEN_BYTES * len(delta.token_ids) + _LOGPROB_BYTES * num_logprobs

@@ -130,15 +130,8 @@ def response_size(spec: GenerationSpec, max_token_bytes: int) -> tuple[int, Sequ
 
 
 def text_response_bytes(token_ids: Sequence[int], tokenizer: Tokenizer) -> int:
-    """Returns the maximum memory of a response with the text of these ids, and the ids themselves.
-
-    Raises:
-      ApiError: 400, the response could hold more than `MAX_RESPONSE_BYTES`.
-    """
-    num_bytes = len(token_ids) * (_ID_BYTES + 3 * tokenizer.max_token_bytes)
-    if num_bytes > MAX_RESPONSE_BYTES:
-        raise _too_large("tokens", num_bytes, "send fewer tokens at a time")
-    return num_bytes
+    """Returns the maximum memory of a response with the text of these ids, and the ids themselves."""
+    return len(token_ids) * (_ID_BYTES + 3 * tokenizer.max_token_bytes)
 
 
 def _prompt_parts(spec: GenerationSpec, max_token_bytes: int) -> dict[str, int]:

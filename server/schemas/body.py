@@ -256,9 +256,7 @@ def _unnamed_fields(body: JsonObject) -> Sequence[UnnamedField]:
 
 
 def _all_unnamed(item: JsonObject, place: _Place) -> Iterator[UnnamedField]:
-    """Yields fields that are neither ignored nor neutral, and unknown entries of lists of names. An object's fields
-    precede the fields of objects within it.
-    """
+    """Yields fields that are neither ignored nor neutral. An object's fields precede those of objects within it."""
     kind = type(item)
     rules = kind.field_rules
     if rules.ignores_all:
@@ -266,8 +264,6 @@ def _all_unnamed(item: JsonObject, place: _Place) -> Iterator[UnnamedField]:
     for name, value in (item.__pydantic_extra__ or {}).items():
         if rules.has_effect(name, value):
             yield UnnamedField(kind, place, name)
-    for name, known in rules.values.items():
-        yield from (UnnamedField(kind, (*place, name), each) for each in getattr(item, name) if each not in known)
     for name, value in item.__dict__.items():
         if isinstance(value, JsonObject):
             yield from _all_unnamed(value, (*place, name))

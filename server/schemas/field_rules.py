@@ -17,12 +17,10 @@ class FieldRules:
     Attributes:
       names: Fields of other servers. A value with an effect is refused.
       ignores_all: Whether all fields are ignored, since their object is left out.
-      values: Known entries of fields that are lists of names. Other entries are unknown, as fields are.
     """
 
     names: Mapping[str, ForeignName] = field(default_factory=dict)
     ignores_all: bool = False
-    values: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def has_effect(self, name: str, value: Any) -> bool:
         """Returns whether a field is unknown, or holds a refused value."""

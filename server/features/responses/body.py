@@ -1,7 +1,6 @@
 """Bodies of `/v1/responses` and their conversion to a spec. Fields that no schema names are checked by `BodyCheck`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -256,7 +255,7 @@ class ResponseStreamOptions(Fields):
 class ResponseBody(PromptFields, SamplingFields):
     """Body of `POST /v1/responses`. Sampling fields but `temperature` and `top_p` are extensions, as in chat."""
 
-    field_rules: ClassVar[FieldRules] = replace(RESPONSES_RULES, values={"include": frozenset(get_args(Includable))})
+    field_rules: ClassVar[FieldRules] = RESPONSES_RULES
 
     store: bool = True
     """Whether the response is kept, to be fetched and continued."""
@@ -304,6 +303,12 @@ class ResponseBody(PromptFields, SamplingFields):
     frequency_penalty: float = number("frequency_penalty")
     presence_penalty: float = number("presence_penalty")
     repetition_penalty: float = number("repetition_penalty")
+
+    @property
+    def dropped(self) -> Iterator[str]:
+        """Names of the tools, items and inclusions that are left out, for warnings."""
+        yield from super().dropped
+        yield from (f"include.{name}" for name in self.include if name not in get_args(Includable))
 
     @property
     def wants_logprobs(self) -> bool:

@@ -107,7 +107,6 @@ async def test_reports_are_bounded(client: httpx.AsyncClient) -> None:
 
 FUNCTION = {"name": "f", "parameters": {"type": "object"}}
 WITHIN: list[tuple[type[Fields], dict[str, Any], str]] = [
-    (ResponseBody, {"include": ["message.input_image.image_url", "everything"]}, "include.everything"),
     (
         ChatBody,
         {"stream": True, "stream_options": {"incld_usge": True}},
@@ -251,6 +250,11 @@ async def test_tokens_of_a_whole_messages_body_are_counted(client: httpx.AsyncCl
 async def test_one_request_does_not_see_the_reports_of_another(client: httpx.AsyncClient) -> None:
     await post(client, ChatBody, brand_new=1)
     assert warnings_of(await post(client, ChatBody)) == []
+
+
+async def test_an_unknown_inclusion_is_reported(client: httpx.AsyncClient) -> None:
+    response = await post(client, ResponseBody, include=["message.input_image.image_url", "everything"])
+    assert (response.status_code, warnings_of(response)) == (200, ["include.everything"])
 
 
 async def test_a_strict_server_says_which_field_was_meant(service: Service) -> None:
