@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ..errors.request_errors import ApiError, bad_value, warn, warn_all
 from ..text.chat_format import FunctionTool, ToolOptions
-from .grammar_spec import GrammarError, GrammarSpec, json_spec
+from .grammar_spec import OBJECT_SCHEMA, GrammarError, GrammarSpec, json_spec
 from .schema_preparation import prepare
 from .tool_calls import calls_spec, parameters, text_or_calls_spec
 
@@ -60,6 +60,12 @@ def schema_spec(param: str, schema: str | Mapping[str, Any], *, is_strict: bool 
       GrammarError: The schema is too large or has no value, or is strict and has keywords that cannot be enforced.
     """
     return json_spec(_enforceable(param, _parsed(schema), is_strict=is_strict))
+
+
+def json_constraint(param: str, schema: str | Mapping[str, Any] | None, *, is_strict: bool = False) -> OutputConstraint:
+    """Returns the constraint to JSON of a client's schema, or to any object without one; see `schema_spec`."""
+    wanted = OBJECT_SCHEMA if schema is None else schema
+    return constraint(param, lambda: schema_spec(param, wanted, is_strict=is_strict))
 
 
 def with_tools(text: OutputConstraint | None, options: ToolOptions) -> OutputConstraint | None:

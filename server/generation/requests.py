@@ -1,7 +1,7 @@
 """Converts the fields of completions and chats to a `GenerationSpec`, for HTTP and the Python API."""
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from ..schemas.generation_fields import (
     SamplingFields,
     TemplateFields,
 )
-from ..schemas.output_formats import Spelling, StructuredFields, StructuredOutputs, tool_options
+from ..schemas.output_formats import ResponseFormat, StructuredFields, StructuredOutputs, tool_options
 from ..text.chat_format import Conversation, ConversationMessage, Ending
 from ..text.served_model import ServedModel
 from ..text.tokenizer import TextUnavailableError
@@ -34,6 +34,11 @@ _DEFAULT_COMPLETION_TOKENS: Final = 16
 
 _LISTS: Final = frozenset({"allowed_token_ids", "bad_words", "logit_bias", "logprob_token_ids", "stop_token_ids"})
 """Fields that hold tokens, which few requests have."""
+
+_TEXT: Final = ResponseFormat(type="text")
+
+_ANY: Final = StructuredOutputs.model_construct()
+"""Formats that constrain nothing."""
 
 
 async def chat(body: ChatFields, service: Service, *, holds_output: bool = True) -> GenerationSpec:
@@ -309,43 +314,23 @@ def body_constraint(body: StructuredFields) -> OutputConstraint | None:
     Raises:
       ApiError: Several fields request one, or the constraint is invalid.
     """
-    first = None if body.response_format is None else body.response_format.spelling
-    others = {
-        "structured_outputs": body.structured_outputs,
-        "regex": StructuredOutputs(regex=body.regex) if body.regex else None,
-        "grammar": StructuredOutputs(grammar=body.grammar) if body.grammar else None,
-        "json_schema": StructuredOutputs(json=body.json_schema) if body.json_schema else None,
-        "ebnf": StructuredOutputs(grammar=body.ebnf) if body.ebnf else None,
-    }
-    spelt = [None if outputs is None else Spelling(param, outputs) for param, outputs in others.items()]
-    found = [spelling for spelling in (first, *spelt) if spelling is not None]
-    return constraint_of(found) if found else None
-
-
-def constraint_of(spellings: Sequence[Spelling]) -> OutputConstraint:
-    """Returns the output constraint of a request, which has exactly one.
-
-    Raises:
-      ApiError: Several fields request one, or the constraint is invalid.
-    """
-    (param, requested, is_strict), *others = spellings
+    form, outputs, own = body.response_format or _TEXT, body.structured_outputs or _ANY, "structured_outputs"
+    fields: list[tuple[str, Any, Callable[[Any], GrammarSpec]]] = [
+        ("response_format", form.output_schema, partial(schema_spec, "response_format", is_strict=form.is_strict)),
+        (own, outputs.json_, partial(schema_spec, own)),
+        (own, OBJECT_SCHEMA if outputs.json_object else None, json_spec),
+        (own, outputs.regex, regex_spec),
+        (own, outputs.choice, choice_spec),
+        (own, outputs.grammar, lark_spec),
+        ("regex", body.regex or None, regex_spec),
+        ("grammar", body.grammar or None, lark_spec),
+        ("json_schema", body.json_schema or None, partial(schema_spec, "json_schema")),
+        ("ebnf", body.ebnf or None, lark_spec),
+    ]
+    found = [field for field in fields if field[1] is not None]
+    if not found:
+        return None
+    (param, value, make), *others = found
     if others:
-        raise bad_value(others[0].param, f"{param} and {others[0].param} exclude each other")
-    kinds = list(_kinds(param, requested, is_strict=is_strict))
-    if len(kinds) != 1:
-        count = "only one" if kinds else "one"
-        raise bad_value(param, f"{param} must have {count} of json, regex, choice, grammar and json_object")
-    return constraint(param, kinds[0])
-
-
-def _kinds(param: str, requested: StructuredOutputs, *, is_strict: bool) -> Iterator[Callable[[], GrammarSpec]]:
-    if requested.json_ is not None:
-        yield partial(schema_spec, param, requested.json_, is_strict=is_strict)
-    if requested.regex is not None:
-        yield partial(regex_spec, requested.regex)
-    if requested.choice is not None:
-        yield partial(choice_spec, requested.choice)
-    if requested.grammar is not None:
-        yield partial(lark_spec, requested.grammar)
-    if requested.json_object:
-        yield partial(json_spec, OBJECT_SCHEMA)
+        raise bad_value(others[0][0], f"{param} and {others[0][0]} exclude each other")
+    return constraint(param, partial(make, value))

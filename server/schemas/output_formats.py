@@ -1,11 +1,11 @@
 """Schemas of the fields that constrain the output: formats, tools, and the choice between them."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import ConfigDict, Field, Tag, model_validator
 
-from ..constraints.grammar_spec import MAX_CHOICES
+from ..constraints.grammar_spec import MAX_CHOICES, OBJECT_SCHEMA
 from ..text.chat_format import FunctionCall, FunctionTool, ToolOptions
 from .body import TEXT_OR_OBJECT, Body, Fields, Text, union
 from .field_rules import CALL_RULES, LEFT_OUT, TOOL_RULES, FieldRules, named
@@ -63,14 +63,17 @@ class ResponseFormat(Fields):
         return self
 
     @property
-    def spelling(self) -> "Spelling | None":
-        """The constraint; None for text."""
+    def output_schema(self) -> str | Mapping[str, Any] | None:
+        """Schema of the output; None for text."""
         if self.type == "text":
             return None
-        named = self.json_schema or JsonSchema()
-        return schema_spelling(
-            "response_format", self.schema_ if named.schema_ is None else named.schema_, named.strict
-        )
+        named = None if self.json_schema is None else self.json_schema.schema_
+        return next((each for each in (named, self.schema_) if each is not None), OBJECT_SCHEMA)
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether a keyword of the schema that cannot be enforced is an error."""
+        return self.json_schema is not None and self.json_schema.strict
 
 
 class StructuredOutputs(Fields):
@@ -96,24 +99,11 @@ class StructuredOutputs(Fields):
     disable_any_whitespace: bool = True
     """Accepted without effect: whitespace in JSON is always fixed."""
 
-
-class Spelling(NamedTuple):
-    """An output constraint, in the words of `structured_outputs`.
-
-    Attributes:
-      param: Field that requests it, which errors name.
-      is_strict: Whether a keyword of its schema that cannot be enforced is an error.
-    """
-
-    param: str
-    outputs: StructuredOutputs
-    is_strict: bool = False
-
-
-def schema_spelling(param: str, schema: str | dict[str, Any] | None, is_strict: bool = False) -> Spelling:
-    """Returns the constraint to JSON of a schema, or to any object without one."""
-    outputs = StructuredOutputs(json_object=True) if schema is None else StructuredOutputs(json=schema)
-    return Spelling(param, outputs, is_strict)
+    @model_validator(mode="after")
+    def _has_one(self) -> "StructuredOutputs":
+        if len(self.model_fields_set - {"disable_any_whitespace"}) != 1:
+            raise ValueError("must have one, and only one of json, json_object, regex, choice and grammar")
+        return self
 
 
 class StructuredFields(Body):

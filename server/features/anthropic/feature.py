@@ -5,17 +5,16 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from ....engine import SamplingParams
-from ...constraints.output_constraint import OutputConstraint, with_tools
+from ...constraints.output_constraint import OutputConstraint, json_constraint, with_tools
 from ...errors.request_errors import warn_all
 from ...feature import Feature
 from ...generation.admission import admission
-from ...generation.requests import constraint_of, sampling_params
+from ...generation.requests import sampling_params
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...http.error_responses import ErrorShape
 from ...http.responses import respond
 from ...http.routes import AnyService, JsonRoute, ReadyService, streamable
-from ...schemas.output_formats import schema_spelling
 from ...text.chat_format import Conversation, Ending, ToolOptions
 from .messages import (
     ANTHROPIC_ERRORS,
@@ -80,7 +79,7 @@ async def messages_spec(body: MessagesBody, service: Service) -> GenerationSpec:
 
 def _text_constraint(body: MessagesBody) -> OutputConstraint | None:
     requested = body.output_config.format or body.output_format
-    return None if requested is None else constraint_of([schema_spelling("output_config.format", requested.schema_)])
+    return None if requested is None else json_constraint("output_config.format", requested.schema_)
 
 
 def _tool_options(body: CountTokensBody) -> ToolOptions:

@@ -6,10 +6,10 @@ from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from ....engine import Replay
-from ...constraints.output_constraint import with_tools
+from ...constraints.output_constraint import json_constraint, with_tools
 from ...errors.request_errors import bad_value
 from ...generation.prompts import Prompt
-from ...generation.requests import constraint_of, sampling_params
+from ...generation.requests import sampling_params
 from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...generation.state_store import StoredState
@@ -28,7 +28,7 @@ from ...schemas.body import (
 )
 from ...schemas.field_rules import FieldRules, ignored
 from ...schemas.generation_fields import SamplingFields, number
-from ...schemas.output_formats import MAX_TOOLS, Function, NamedFunction, OtherTool, schema_spelling
+from ...schemas.output_formats import MAX_TOOLS, Function, NamedFunction, OtherTool
 from ...text.chat_format import ToolOptions
 from .input_items import (
     RESPONSES_IGNORED,
@@ -364,7 +364,7 @@ def generation_spec(
     logprobs = (body.top_logprobs or 0) if body.wants_logprobs else None
     requested, constraint = body.text.format, None
     if requested.type != "text":
-        constraint = constraint_of([schema_spelling("text.format", requested.schema_, requested.strict)])
+        constraint = json_constraint("text.format", requested.schema_, is_strict=requested.strict)
     return GenerationSpec(
         [prompt],
         sampling_params(body, service.model, max_tokens, logprobs=logprobs),
