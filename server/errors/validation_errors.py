@@ -30,15 +30,6 @@ class ForeignName:
 _MAX_SHOWN: Final = 60
 """Maximum characters of a value that an error repeats."""
 
-_KINDS: Final[Mapping[type, str]] = {
-    bool: "a boolean",
-    dict: "an object",
-    float: "a number",
-    int: "a number",
-    list: "an array",
-    str: "a string",
-}
-
 type _Detail = Mapping[str, Any]
 """One entry of pydantic's `errors()`."""
 
@@ -120,10 +111,10 @@ def _shown(value: Any) -> str:
         return "null"
     if isinstance(value, float) and not isfinite(value):
         return "a number that is not finite"
-    if isinstance(value, dict | list):
-        return _KINDS[type(value)] if value else orjson.dumps(value).decode()
+    if isinstance(value, dict | list) and value:
+        return "an object" if isinstance(value, dict) else "an array"
     try:
         text = orjson.dumps(value).decode()
     except TypeError:  # a whole number of more than 64 bits, whose digits may be thousands
-        return _KINDS.get(type(value), "something else")
+        return f"a value of the type {type(value).__name__}"
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"

@@ -146,8 +146,6 @@ class _Exchange:
           tokens: Token counts, which are left out for a request that generates nothing.
         """
         scope, seconds = self._scope, round(time.perf_counter() - self._started, 3)
-        client_id = Headers(scope=scope).get("x-client-request-id", "")
-        client_id = client_id if _SAFE_ID.fullmatch(client_id) else ""
         reason = (error_reason.get([]) or [""])[-1] if status is not None else ""
         has_broken_off = reason != "" and status is not None and status < 400  # a stream
         is_failure = status is None or status >= 500 or has_broken_off
@@ -158,11 +156,10 @@ class _Exchange:
             about["completion_tokens"] = tokens.completion
         if tokens.first_token_s is not None:
             about["time_to_first_token"] = round(tokens.first_token_s, 3)
-        notes = {**about, "client-id": client_id}
-        note = "".join([f" {name}={value}" for name, value in notes.items() if value != ""])
+        note = "".join([f" {name}={value}" for name, value in about.items() if value != ""])
         note += f": {reason}" if reason else ""
         method, path = scope["method"], _path(scope)
-        fields = {"method": method, "path": path, "status": status, "seconds": seconds, "client_id": client_id}
+        fields = {"method": method, "path": path, "status": status, "seconds": seconds}
         fields |= about | ({"error": reason} if reason else {})
         _logger.log(level, "%s %s %s %.3f s%s", method, path, status, seconds, note, extra={"fields": fields})
 

@@ -35,7 +35,7 @@ async def message(client: httpx.AsyncClient, path: str, **fields: Any) -> str:
         ({"temperature": "hot"}, 'temperature must be a number, got "hot"'),
         ({"n": 0}, "n must be at least 1, got 0"),
         ({"n": 1.5}, "n must be a whole number, got 1.5"),
-        ({"n": 10**30}, "n must be at most 128, got a number"),
+        ({"n": 10**30}, "n must be at most 128, got a value of the type int"),
         ({"stream": "yes"}, 'stream must be true or false, got "yes"'),
         ({"stop": [""]}, "stop[0] must have at least 1 character, got 0"),
         ({"stop": ["a"] * 65}, "stop must have at most 64 entries, got 65"),
