@@ -123,18 +123,10 @@ def refusal(detail: Mapping[str, Any], location: Sequence[str | int], body: Any)
       location: Place of the value in the body or among the parameters.
       body: Body of the request, or the part that was parsed.
     """
-    if not location:
-        return bad_value(None, _about_body(body))
+    if isinstance(body, bytes) and not location:
+        return bad_value(None, "send the body as JSON, with Content-Type: application/json")
     param = path_of(location).partition(".")[0].partition("[")[0]
-    return bad_value(param, describe(detail, location))
-
-
-def _about_body(body: Any) -> str:
-    if body is None:
-        return "a body is missing: send a JSON object"
-    if isinstance(body, bytes):
-        return "send the body as JSON, with Content-Type: application/json"
-    return "the body must be a JSON object"
+    return bad_value(param or None, describe(detail, location or ["the body"]))
 
 
 def unknown_model(name: str, served: str) -> ApiError:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 HI = [{"role": "user", "content": "hi"}]
@@ -100,3 +101,25 @@ async def test_metadata(client: httpx.AsyncClient, metadata: dict[str, Any], exp
 async def test_what_a_union_of_objects_takes(client: httpx.AsyncClient) -> None:
     text = await message(client, "/v1/responses", text={"format": {"type": "json_object", "schema": {}}})
     assert text == "text.format: the type json_object takes no schema: use the type json_schema"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "message"),
+    [
+        (b"", "application/json", "the body is required"),
+        (b"[]", "application/json", "the body must be an object, got []"),
+        (b'{"prompt": "a"}', "text/plain", "send the body as JSON, with Content-Type: application/json"),
+        (
+            orjson.dumps({f"f{number}": 1 for number in range(257)}),
+            "application/json",
+            "the body: an object has 257 fields, and at most 256 are allowed",
+        ),
+    ],
+    ids=["none", "array", "text", "many fields"],
+)
+async def test_a_body_that_is_refused_as_a_whole(
+    client: httpx.AsyncClient, body: bytes, content_type: str, message: str
+) -> None:
+    response = await client.post("/v1/completions", content=body, headers={"content-type": content_type})
+    assert (response.status_code, response.json()["error"]["message"]) == (400, message)
+    assert response.json()["error"]["param"] is None
