@@ -45,10 +45,10 @@ def test_malformed_json_is_refused(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"[" * 100_000, "has more than 201 arrays and objects within each other at line 1 column 202"),
-        (b'{"a":\n' * 100_000, "has more than 201 arrays and objects within each other at line 202 column 1"),
-        (b'{"a": ' + b"9" * 100_000 + b"}", "has a number with more than 4,300 digits at line 1 column 4308"),
-        (b'{"a": -' + b"9" * 5000 + b".5}", "has a number with more than 4,300 digits at line 1 column 4309"),
+        (b"[" * 100_000, "is not valid JSON: recursion limit exceeded at line 1 column 202"),
+        (b'{"a":\n' * 100_000, "is not valid JSON: recursion limit exceeded at line 202 column 1"),
+        (b'{"a": ' + b"9" * 100_000 + b"}", "is not valid JSON: number out of range at line 1 column 4308"),
+        (b'{"a": -' + b"9" * 5000 + b".5}", "is not valid JSON: number out of range at line 1 column 4309"),
         (b"[" * 201 + b"]" * 201, None),
         (b"[" + b"9" * 4300 + b"]", None),
     ],
