@@ -192,14 +192,14 @@ class LineKind(WorkKind[LineClaim]):
         tenant.set(claim.lease.tenant)  # of this task only
         owned, data, number = claim.claim, claim.data, claim.lease.number
         id = line_id(number, claim.lease.id.removeprefix("batch_"))
+        if owned.is_deadly:  # parsing may end the replica
+            message = f"{owned.num_lone_deaths} replicas that ran line {number} alone ended before it did"
+            return error_result(id, None, "server_error", message)
         admissions = self._service.admissions
         own = PreemptibleAdmission(admissions, id, is_repeated=claim.lease.fence > 1)
         try:
             most, is_long = admissions.max_body_bytes, len(data) >= LONG_BYTES
             line = await own.run(lambda: parse_line(data, number, most, own.parse_now), is_long=is_long)
-            if owned.is_deadly:
-                message = f"{owned.num_lone_deaths} replicas that ran this line alone ended before it did"
-                return error_result(id, line.custom_id, "server_error", message)
             if claim.is_expired:
                 is_served = claim.model == self._service.model.identity
                 ran = "this line ran" if is_served else "a server with its model ran this line"

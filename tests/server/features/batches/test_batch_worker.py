@@ -164,18 +164,17 @@ async def test_no_attempt_is_thrown_away_for_lack_of_memory(
     assert len(engine.requests) == 16
 
 
-async def test_a_line_that_ends_replicas_is_not_sent(
-    client: httpx.AsyncClient, batches: OpenBatches, engine: FakeEngine
-) -> None:
+async def test_a_line_that_ends_replicas_is_not_touched(client: httpx.AsyncClient, batches: OpenBatches) -> None:
+    """Not even parsed, which may be what ends them."""
     batch = await started(client, line(0, "a"))
     model, claim = batches.service.model.identity, batches.store.lines.claim
     await batches.store.leases.write(lambda each: claim(each, "dead", model, Places(1, 1)))
     deaths = "num_deaths = 4, num_lone_deaths = 2, lone_fence = fence"
     change(batches, f"UPDATE roost_lines SET owner = 'dead', {deaths}, lease_until = 0")
+    change(batches, "UPDATE roost_file_lines SET line = ?", b'{"custom_id": "cut", "body": [[[[')
     async with working(batches):
         found = await failures(client, await ended(client, batch))
-    assert found == [("line 0", "server_error", "3 replicas that ran this line alone ended before it did")]
-    assert not engine.requests
+    assert found == [(None, "server_error", "3 replicas that ran line 1 alone ended before it did")]
 
 
 async def test_a_long_line_of_another_server_is_not_parsed(
