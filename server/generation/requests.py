@@ -19,7 +19,7 @@ from ..schemas.generation_fields import (
     SamplingFields,
     TemplateFields,
 )
-from ..schemas.output_formats import ResponseFormat, StructuredFields, StructuredOutputs, tool_options
+from ..schemas.output_formats import StructuredFields, StructuredOutputs, tool_options
 from ..text.chat_format import Conversation, ConversationMessage, Ending
 from ..text.served_model import ServedModel
 from ..text.tokenizer import TextUnavailableError
@@ -35,10 +35,8 @@ _DEFAULT_COMPLETION_TOKENS: Final = 16
 _LISTS: Final = frozenset({"allowed_token_ids", "bad_words", "logit_bias", "logprob_token_ids", "stop_token_ids"})
 """Fields that hold tokens, which few requests have."""
 
-_TEXT: Final = ResponseFormat(type="text")
-
 _ANY: Final = StructuredOutputs.model_construct()
-"""Formats that constrain nothing."""
+"""Outputs that are not constrained."""
 
 
 async def chat(body: ChatFields, service: Service, *, holds_output: bool = True) -> GenerationSpec:
@@ -314,9 +312,11 @@ def body_constraint(body: StructuredFields) -> OutputConstraint | None:
     Raises:
       ApiError: Several fields request one, or the constraint is invalid.
     """
-    form, outputs, own = body.response_format or _TEXT, body.structured_outputs or _ANY, "structured_outputs"
+    form, outputs, own = body.response_format, body.structured_outputs or _ANY, "structured_outputs"
+    wanted = None if form is None else form.output_schema
+    is_strict = form is not None and form.is_strict
     fields: list[tuple[str, Any, Callable[[Any], GrammarSpec]]] = [
-        ("response_format", form.output_schema, partial(schema_spec, "response_format", is_strict=form.is_strict)),
+        ("response_format", wanted, partial(schema_spec, "response_format", is_strict=is_strict)),
         (own, outputs.json_, partial(schema_spec, own)),
         (own, OBJECT_SCHEMA if outputs.json_object else None, json_spec),
         (own, outputs.regex, regex_spec),

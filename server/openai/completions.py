@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 
+from ...engine import UNUSED_PREDICTION
 from ..constraints.tool_calls import CallPiece
 from ..errors.request_errors import bad_value, warn
 from ..generation.delta import Delta
@@ -214,8 +215,9 @@ class ChoicesBuilder(ResponseBuilder):
         self._num_cached += delta.num_cached
         if delta.finish_reason is not None:
             self._num_open -= 1
-            self._num_accepted += delta.prediction.num_accepted
-            self._num_rejected += delta.prediction.num_rejected
+            if delta.prediction is not UNUSED_PREDICTION:
+                self._num_accepted += delta.prediction.num_accepted
+                self._num_rejected += delta.prediction.num_rejected
 
     def _fields(self, object_name: str, choices: Sequence[Any]) -> dict[str, Any]:
         return {"id": self.id, "object": object_name, **self._constants, "choices": choices}
