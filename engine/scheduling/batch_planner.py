@@ -36,47 +36,43 @@ class BatchPlanner:
       limits: Compiled sizes of a step.
       assignment: Slots, and the requests that have them.
       times: Durations of steps.
-      preemption: Decides for which requests a step may run.
       drafting: Decides which requests have drafts; None without speculation.
     """
 
     def __init__(
-        self,
-        limits: StepLimits,
-        assignment: SlotAssignment,
-        times: StepTimes,
-        preemption: Preemption,
-        drafting: Drafting | None,
+        self, limits: StepLimits, assignment: SlotAssignment, times: StepTimes, drafting: Drafting | None
     ) -> None:
         self._limits = limits
         self._assignment = assignment
         self._pool = assignment.pool
         self._budget = PrefillBudget(limits, times)
         self._drafting = drafting
-        self._preemption = preemption
+        self._precedence: Preemption | None = None
         self._num_idle_rows = 0  # of the decode steps since a smaller step would have sufficed
         self._orders = {is_urgent: _PrefillOrder() for is_urgent in (False, True)}
         self._in_progress: tuple[RunningRequest, ...] = ()  # requests whose chunks have passed only the first layers
         self._last_slice: PrefillBatch | None = None
         self._in_flight: tuple[RunningRequest, ...] = ()  # requests of the last batch, if it produces snapshots
 
-    def plan(self, running: Mapping[str, RunningRequest]) -> Planned | None:
+    def plan(self, running: Mapping[str, RunningRequest], precedence: Preemption | None = None) -> Planned | None:
         """Plans the next batch.
 
         Args:
           running: All requests with a slot by id, oldest first.
+          precedence: Decides for which requests a step may run; None lets it run for all.
 
         Returns:
           The batch; None if there is nothing to run.
         """
+        self._precedence = precedence
         demand = self._demand(running.values())
         planned = (
             self._plan_prefill(demand, running)
             or self._plan_held(demand)
             or self._plan_decode(demand, running.values())
         )
-        if planned is not None:
-            self._preemption.book(*planned, demand)
+        if planned is not None and precedence is not None:
+            precedence.book(*planned, demand)
         return planned
 
     def drop_unless_wanted(self, running: Iterable[RunningRequest]) -> None:
@@ -101,7 +97,13 @@ class BatchPlanner:
                     decoding.append(each)
             elif may_sample and each.parent is None:
                 prompts.append(each)
-        return self._preemption.demand([each for each in prompts if each not in awaited], decoding)
+        return self._weigh([each for each in prompts if each not in awaited], decoding)
+
+    def _weigh(self, prompts: Sequence[RunningRequest], decoding: Sequence[RunningRequest]) -> Demand:
+        """Returns the requests for which the next step may run: all of them, unless some have precedence."""
+        if self._precedence is not None:
+            return self._precedence.demand(prompts, decoding)
+        return Demand(prompts, decoding, len(decoding), len(decoding), is_urgent=True)
 
     def _plan_prefill(self, demand: Demand, running: Mapping[str, RunningRequest]) -> Planned | None:
         """Plans the next slice of the batch in progress, or a new batch if the budget permits one.
@@ -156,7 +158,7 @@ class BatchPlanner:
         if not (held or new):
             return False
         left = [each for each in demand.prompts if not each.is_prefilled]
-        later = self._preemption.demand(left, (*demand.decoding, *new))
+        later = self._weigh(left, (*demand.decoding, *new))
         if not later.prompts:
             return False
         load = (len(later.decoding), num_waiting(later, later.prompts), later.num_awaited)

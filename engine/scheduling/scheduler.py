@@ -108,7 +108,7 @@ class Scheduler:
         self.preemption = Preemption(self._assignment, limits, self._times, max_bytes)
         self._waiting: tuple[Mapping[str, QueuedRequest | Waiting], ...] = (self.queue.waiting, self.preemption.waiting)
         self._drafting = None if limits.speculation is None else Drafting(limits.speculation)
-        self._planner = BatchPlanner(limits, self._assignment, self._times, self.preemption, self._drafting)
+        self._planner = BatchPlanner(limits, self._assignment, self._times, self._drafting)
         self._histories = TokenHistories()
         self._now = 0.0
         self._next_end = math.inf  # earliest time at which a request may time out
@@ -184,12 +184,16 @@ class Scheduler:
         self._now = now
         failed = [] if now < self._next_end else self._end_expired(now)
         fetches = () if self._prefetcher is None else self._prefetcher.plan(now)
-        self.preemption.assign(now)
+        precedence = self.preemption if self.preemption.waiting or self.preemption.running else None
+        if precedence is None:
+            self._assignment.assign(now)
+        else:
+            precedence.assign(now)
         failed += self._assignment.failed
         self._assignment.failed.clear()
         if late := [each for each in self.running.values() if each.constraint is not None and each.awaits_mask]:
             failed += self._update_masks(late)
-        planned = self._planner.plan(self.running)
+        planned = self._planner.plan(self.running, precedence)
         if planned is None:
             return Plan(None, tuple(failed), tuple(fetches))
         batch, self._in_flight[batch] = planned
