@@ -10,7 +10,7 @@ from ...feature import Feature
 from ...http.routes import JsonRoute, described
 from ...storage.objects import REPLY_S
 from . import usage_table
-from .open_usage import Usage, open_usage
+from .open_usage import UsageDatabase, open_usage
 from .usage_table import TABLES, today
 
 _DEFAULT_DAYS: Final = 30
@@ -65,11 +65,11 @@ class UsageList(TypedDict):
 
 
 @router.get("/v1/usage", response_model=UsageList)
-async def usage(opened: Usage, start: Day = None, end: Day = None) -> dict[str, Any]:
+async def usage(database: UsageDatabase, start: Day = None, end: Day = None) -> dict[str, Any]:
     """Returns the usage of each tenant and UTC day from `start` to `end`, such as 2026-11-29, both included."""
     start, end = start or today(_DEFAULT_DAYS), end or today()
     read = partial(usage_table.read, start=start, end=end, limit=_MAX_ROWS + 1)
-    rows = await opened.store.run(read, timeout_s=REPLY_S)
+    rows = await database.run(read, timeout_s=REPLY_S)
     if len(rows) > _MAX_ROWS:
         raise bad_value("start", f"start and end must be nearer to each other: there are more than {_MAX_ROWS} rows")
     names = UsageRow.__annotations__  # in the order of the counts

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Final
 from uuid import uuid4
@@ -12,6 +13,8 @@ from starlette.types import ASGIApp
 
 from ...database.database import Database, Lane
 from ...database.errors import StoreUnavailableError
+from ...errors import kinds
+from ...errors.request_errors import ApiError
 from ...feature import OpenFeature, Opening, opened
 from ...observability.request_metrics import Observer, RequestRecord
 from . import usage_table
@@ -32,27 +35,22 @@ _LAST_S: Final = 1.0
 _logger: Final = logging.getLogger(__name__)
 
 
-class OpenUsage(OpenFeature, Observer):
-    """Usage of a server's tenants: counts requests that have ended here.
-
-    Attributes:
-      store: Database with the tables of usage.
+class UsageCounter(Observer):
+    """Counts requests that have ended here.
 
     Args:
+      database: Database with the tables of usage.
       today: Returns the present UTC day, or an earlier one.
     """
 
-    def __init__(self, store: Database, today: Callable[[int], str] = today) -> None:
-        store.probe = usage_table.probe
-        self.store = store
-        self.database = store if store.is_shared else None
-        self.observers = (self,)
+    def __init__(self, database: Database, today: Callable[[int], str] = today) -> None:
+        database.probe = usage_table.probe
+        self._database = database
         self._today = today
         self._replica = uuid4().hex
         self._counts: dict[Key, TenantUsage] = {}
         self._adding: dict[Key, TenantUsage] = {}
         self._number = 0
-        self._task: asyncio.Task[None] | None = None
 
     def on_settle(self, record: RequestRecord) -> None:
         """Counts a request that had a slot, unless its output was discarded or another replica runs the rest."""
@@ -60,9 +58,6 @@ class OpenUsage(OpenFeature, Observer):
             return
         key = self._today(0), record.request.tenant
         self._counts[key] = self._counts.get(key, TenantUsage()).plus(_usage(record))
-
-    def start(self, make_app: Callable[[], ASGIApp]) -> None:
-        self._task = asyncio.create_task(self.run())
 
     async def run(self) -> None:
         """Adds counts to the database periodically, until it is cancelled."""
@@ -92,24 +87,20 @@ class OpenUsage(OpenFeature, Observer):
         if self._adding:
             addition = UsageAddition(self._replica, self._today(0), self._number)
             add = partial(usage_table.add, addition=addition, counts=self._adding)
-            await self.store.run(add, timeout_s=timeout_s, lane=Lane.UPLOADS)
+            await self._database.run(add, timeout_s=timeout_s, lane=Lane.UPLOADS)
             self._adding = {}
 
     async def close(self) -> None:
         """Adds the remaining counts: an addition that may have failed, and the counts since then."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        try:
+        with suppress(StoreUnavailableError):
             for _ in range(2):
                 await self.flush(_LAST_S)
-        except StoreUnavailableError:
-            _logger.warning("usage of the last seconds is lost: the database is unavailable")
-        self.store.close()
+            return
+        _logger.warning("usage of the last seconds is lost: the database is unavailable")
 
     async def _expire(self) -> None:
         expire = partial(usage_table.expire, before=self._today(KEEP_DAYS), replicas_before=self._today(_REPLICA_DAYS))
-        await self.store.run(expire, lane=Lane.UPLOADS)
+        await self._database.run(expire, lane=Lane.UPLOADS)
 
 
 def _usage(record: RequestRecord) -> TenantUsage:
@@ -122,14 +113,48 @@ def _usage(record: RequestRecord) -> TenantUsage:
     return TenantUsage(1, num_prompt, min(record.num_cached, num_prompt), num_tokens)
 
 
+class OpenUsage(OpenFeature):
+    """Usage of a server's tenants. It is counted only with a database.
+
+    Args:
+      database: Database with the tables of usage.
+    """
+
+    def __init__(self, database: Database | None = None) -> None:
+        self.database = database
+        self._counter = None if database is None else UsageCounter(database)
+        self.observers = () if self._counter is None else (self._counter,)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, make_app: Callable[[], ASGIApp]) -> None:
+        if self._counter is not None:
+            self._task = asyncio.create_task(self._counter.run())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._counter is not None and self.database is not None:
+            await self._counter.close()
+            self.database.close()
+
+
 def open_usage(opening: Opening) -> OpenUsage:
     """Returns the feature of a server.
 
     Raises:
       StoreUnavailableError: The database cannot be used.
     """
+    if opening.address.kind == "memory":
+        return OpenUsage()
     return OpenUsage(opening.open_database(TABLES))
 
 
-Usage = Annotated[OpenUsage, Depends(opened(OpenUsage))]
-"""The server's usage, for routes."""
+async def _database(usage: Annotated[OpenUsage, Depends(opened(OpenUsage))]) -> Database:
+    if usage.database is None:
+        raise ApiError(kinds.NO_SUCH_URL, "usage needs a database: start the server with --store")
+    return usage.database
+
+
+UsageDatabase = Annotated[Database, Depends(_database)]
+"""Database of usage for routes; 404 on a server without one."""

@@ -26,7 +26,7 @@ from roost.server.features.responses.open_responses import OpenResponses
 from roost.server.features.responses.response_store import ResponseStore
 from roost.server.features.responses.response_table import Adoption
 from roost.server.features.usage import usage_table
-from roost.server.features.usage.open_usage import OpenUsage
+from roost.server.features.usage.open_usage import UsageCounter
 from roost.server.storage.worker import Worker
 from roost.server.text.served_model import ServedModel
 from starlette.types import ASGIApp
@@ -59,7 +59,7 @@ class Server:
     engine: PacedEngine
     feature: OpenResponses
     responses: ResponseStore
-    usage: OpenUsage
+    usage: UsageCounter
     client: httpx.AsyncClient
     app: ASGIApp
     adopter: Worker[Adoption]
@@ -92,7 +92,7 @@ class Server:
         self.find_store()
         await self.usage.flush(60.0)
         read = partial(usage_table.read, start="0", end="9", limit=100)
-        rows = await self.usage.store.run(read)
+        rows = await self.usage._database.run(read)
         return sum(row.num_requests for *_, row in rows), sum(row.completion_tokens for *_, row in rows)
 
     async def respond_losing_store(self, fields: dict[str, Any]) -> httpx.Response:
@@ -115,7 +115,7 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 async def serving(path: str, model: ServedModel, patch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     engine, dialect = PacedEngine(), Fragile(path)
     service = make_service(engine, model)
-    responses, usage = ResponseStore(Database(dialect), 1000.0), OpenUsage(Database(dialect))
+    responses, usage = ResponseStore(Database(dialect), 1000.0), UsageCounter(Database(dialect))
     service.metrics.requests.observers.append(usage)
     feature = OpenResponses(service, responses)
     app = create_app(service, features=features_with(service, feature))
@@ -124,7 +124,7 @@ async def serving(path: str, model: ServedModel, patch: pytest.MonkeyPatch) -> A
         yield Server(dialect, engine, feature, responses, usage, client, app, adopter, patch)
     dialect.is_away = False
     await responses.close()
-    usage.store.close()
+    usage._database.close()
 
 
 @pytest.fixture

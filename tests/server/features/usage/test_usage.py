@@ -14,7 +14,7 @@ from roost.server.app import create_app
 from roost.server.database.database import Database, Lane, Transaction
 from roost.server.database.errors import StoreUnavailableError
 from roost.server.features.usage import usage_table
-from roost.server.features.usage.open_usage import OpenUsage
+from roost.server.features.usage.open_usage import OpenUsage, UsageCounter
 from roost.server.features.usage.usage_table import TenantUsage, UsageAddition, today
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
@@ -43,7 +43,7 @@ class Clock:
 
 
 def record_of(
-    counter: OpenUsage, name: str = "r", tenant: str = "alice", num_tokens: int = 3, **fields: Any
+    counter: UsageCounter, name: str = "r", tenant: str = "alice", num_tokens: int = 3, **fields: Any
 ) -> RequestRecord:
     """Returns the record of a request that has generated tokens, and has not ended."""
     request = Request(name, (1, 2, 3, 4), SamplingParams(), tenant=tenant, **fields)
@@ -68,7 +68,7 @@ async def rows(database: Database) -> dict[tuple[str, str], tuple[int, ...]]:
 
 async def test_replicas_add_to_one_row_per_tenant_and_day(database: Database) -> None:
     clock = Clock()
-    replicas = [OpenUsage(database, clock) for _ in range(2)]
+    replicas = [UsageCounter(database, clock) for _ in range(2)]
     for counter in replicas:
         end(record_of(counter))
         end(record_of(counter, tenant="bob", num_tokens=1))
@@ -87,7 +87,7 @@ async def test_replicas_add_to_one_row_per_tenant_and_day(database: Database) ->
 
 
 async def test_choices_of_one_prompt_are_one_request(database: Database) -> None:
-    counter = OpenUsage(database, Clock())
+    counter = UsageCounter(database, Clock())
     end(record_of(counter, "r-0"))
     end(record_of(counter, "r-1", fork_of="r-0"))
     await counter.flush(60.0)
@@ -95,7 +95,7 @@ async def test_choices_of_one_prompt_are_one_request(database: Database) -> None
 
 
 async def test_a_request_without_a_slot_is_not_counted(database: Database) -> None:
-    counter = OpenUsage(database, Clock())
+    counter = UsageCounter(database, Clock())
     (record,) = RequestTracker([counter], lambda: 1.0).track([Request("r", (1,), SamplingParams(), tenant="alice")])
     end(record)
     await counter.flush(60.0)
@@ -103,7 +103,7 @@ async def test_a_request_without_a_slot_is_not_counted(database: Database) -> No
 
 
 async def test_work_that_another_replica_continues_is_counted_there(database: Database) -> None:
-    first, second = OpenUsage(database, Clock()), OpenUsage(database, Clock())
+    first, second = UsageCounter(database, Clock()), UsageCounter(database, Clock())
     end(record_of(first), EngineStoppedError("stopped"))
     end(record_of(first, "line", preemptible=True))  # given back
     continued = record_of(second, num_tokens=5)
@@ -118,7 +118,7 @@ async def test_work_that_another_replica_continues_is_counted_there(database: Da
 async def test_an_addition_of_unknown_outcome_counts_once(
     database: Database, monkeypatch: pytest.MonkeyPatch, is_committed: bool
 ) -> None:
-    counter, run = OpenUsage(database, Clock()), database.run
+    counter, run = UsageCounter(database, Clock()), database.run
 
     async def fail(work: Callable[[Transaction], Any], **options: Any) -> Any:
         if is_committed:
@@ -131,9 +131,7 @@ async def test_an_addition_of_unknown_outcome_counts_once(
         await counter.flush(60.0)
     monkeypatch.setattr(database, "run", run)
     end(record_of(counter))
-    with monkeypatch.context() as patch:
-        patch.setattr(database, "close", lambda: None)  # the rows are read below
-        await counter.close()
+    await counter.close()
     assert await rows(database) == {("2026-11-29", "alice"): (2, 8, 4, 6)}
 
 
@@ -174,7 +172,7 @@ async def test_the_operator_reads_what_tenants_used(
     for headers, body in ((ALICE, {"prompt": "abc", "n": 2}), (ALICE, {"prompt": "abcd"}), (BOB, {"prompt": "a"})):
         response = await client.post("/v1/completions", json={**body, "max_tokens": 5}, headers=headers)
         assert response.status_code == 200
-    await metered[1].flush(60.0)
+    await metered[1]._counter.flush(60.0)
     answer = (await client.get("/v1/usage", headers=ROOT)).json()
     assert answer["end"] == today()
     found = [{name: row[name] for name in row if name != "date"} for row in answer["data"]]
@@ -200,11 +198,12 @@ async def test_a_day_has_one_form(client: httpx.AsyncClient) -> None:
     assert response.json()["error"]["param"] == "start"
 
 
-async def test_usage_in_memory_is_no_store_that_readiness_names(engine: FakeEngine, service: Service) -> None:
+async def test_without_a_database_there_is_no_usage(engine: FakeEngine, service: Service) -> None:
     app = create_app(service, Access(**ACCESS))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://roost") as client:
-        assert (await client.get("/v1/usage", headers=ROOT)).json()["data"] == []
-        assert (await client.get("/health/ready")).json() == {"status": "ready"}
+        response = await client.get("/v1/usage", headers=ROOT)
+    assert response.status_code == 404
+    assert response.json()["error"]["message"] == "usage needs a database: start the server with --store"
 
 
 async def test_the_admin_port_serves_usage(
