@@ -225,11 +225,13 @@ class Table[Record]:
         *names, last = self._key
         where = " AND ".join([*(f"{name} = ?" for name in names), *([] if after is None else [f"{last} > ?"])])
         size = " + ".join(f"length({name})" for name in self.fields if self._types[name] is bytes)
-        rows = f"SELECT {last}, {size} AS size FROM {self.name} WHERE {where} ORDER BY {last} LIMIT ?"
-        sums = f"SELECT {last}, sum(size) OVER (ORDER BY {last}) - size AS before FROM ({rows}) AS page"
-        query = f"SELECT max({last}) FROM ({sums}) AS sums WHERE before = 0 OR before < ?"
-        ((end,),) = transaction.rows(query, *own, *([] if after is None else [after]), limit, max_bytes)
-        return after if end is None else end
+        query = f"SELECT {last}, {size} FROM {self.name} WHERE {where} ORDER BY {last} LIMIT ?"
+        end, num_bytes = after, 0
+        for key, length in transaction.execute(query, *own, *([] if after is None else [after]), limit):
+            end, num_bytes = key, num_bytes + length
+            if num_bytes >= max_bytes:
+                break
+        return end
 
     def remove(self, transaction: Transaction, own: Sequence[str]) -> bool:
         """Deletes the next rows of an object, and returns whether rows are left."""

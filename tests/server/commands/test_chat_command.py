@@ -408,7 +408,7 @@ def test_an_unreachable_server_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--url", "localhost:8000"], "--url 'localhost:8000' is not the URL"),
+        (["--url", "localhost:8000"], "--url localhost:8000: it is not the URL"),
         (["--url", "http://127.0.0.1:1", "--dtype", "float32"], "--dtype is for a model that is loaded here"),
         (["--url", "http://127.0.0.1:1", "--api-key", "a\r\nb"], "--api-key "),
         (["--dtype", "half"], "--dtype must be "),
