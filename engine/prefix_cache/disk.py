@@ -159,7 +159,7 @@ class DiskTier:
 
         The oldest block of the window is read first, since it is the first to be evicted.
         """
-        if not self._folder.exists(_name(key, kind, length)):
+        if not self._folder.path(_name(key, kind, length)).exists():
             return None
         blocks = range(first_block(length, self._formats.window) + 1, length // PREFILL_BLOCK + 1)
         files = []
@@ -338,10 +338,6 @@ class CacheFolder:
         self._num_uncounted += len(data)
         if self.num_bytes > self._limit or self._num_uncounted > _RECOUNT_SHARE * self._limit:
             self._make_room()
-
-    def exists(self, name: str) -> bool:
-        """Returns whether the file exists."""
-        return os.path.exists(self.path(name))
 
     def touch(self, name: str) -> None:
         """Marks a file as used, if the folder can be changed."""

@@ -71,10 +71,10 @@ class Prefetcher:
         """Holds a newly queued request, if the disk may have a longer prefix of its prompt than memory."""
         if self._is_stuck or request.params.prompt_logprobs is not None:
             return
-        parent = request.fork_of
-        if parent is not None and parent in self._queue.waiting:  # the parent prefills the prompt for both
-            if self._queue.is_held(parent):
-                self._forks.setdefault(parent, []).append(request.id)
+        parent = self._queue.waiting.get(request.fork_of or "")
+        if parent is not None:  # it prefills the prompt for both
+            if self._queue.is_held(parent.request):
+                self._forks.setdefault(parent.request.id, []).append(request.id)
                 self._queue.hold(request.id)
             return
         fetch = Fetch(request, PrefixKey.of(request.prompt_token_ids, request.cache_salt))

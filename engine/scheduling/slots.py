@@ -195,10 +195,9 @@ class WaitingQueue:
         if (found := self.waiting.get(request_id)) is not None:
             self._tenants[found.request.tenant].held.discard(request_id)
 
-    def is_held(self, request_id: str) -> bool:
-        """Returns whether a request is waiting and held."""
-        found = self.waiting.get(request_id)
-        return found is not None and request_id in self._tenants[found.request.tenant].held
+    def is_held(self, request: Request) -> bool:
+        """Returns whether a waiting request is held."""
+        return request.id in self._tenants[request.tenant].held
 
     def num_ready(self, blocked: Collection[str]) -> int:
         """Returns the number of requests that `pop` could return one after the other."""
@@ -364,7 +363,7 @@ class SlotAssignment:
             self.running[self.probe.id] = RunningRequest(self.probe, self.pool.claim(), now)
             self.probe = None
         while self.pool.free and self._queue.waiting:
-            request = self._queue.pop(self._blocked_tenants() if self._reserved else ())
+            request = self._queue.pop(self._blocked_tenants())
             if request is None:
                 return
             if not self.start(request, None, now):
