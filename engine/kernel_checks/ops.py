@@ -43,8 +43,6 @@ _EPS: Final = 1e-6
 _CAP: Final = 30.0
 """Soft cap of its logits."""
 
-_BOTH: Final = ("decode", "prefill")
-
 
 type Drawn = tuple[tuple[Any, ...], tuple[Any, ...]]
 """Weights of an op, and its other inputs."""
@@ -176,7 +174,7 @@ class Op(NamedTuple):
     name: str
     draw: Callable[[Draw], Drawn]
     run: Callable[..., Results]
-    steps: tuple[str, ...] = _BOTH
+    steps: tuple[str, ...] = ("decode", "prefill")
     layer: str | None = None
     has_int8: bool = False
     part: str = ""

@@ -98,7 +98,8 @@ class TokenConstraint:
         """
         forced, mask = self.forced or ((), self.mask)
         is_forced = token_ids[: len(forced)] == forced[: len(token_ids)]
-        if mask is None or not is_forced or not all(_allows(mask, each) for each in token_ids[len(forced) :]):
+        rest = token_ids[len(forced) :]
+        if mask is None or not is_forced or not all(mask[each >> 5] >> np.uint32(each & 31) & 1 for each in rest):
             raise ConstraintError(_NOT_ALLOWED)
         self._advance(token_ids)
 
@@ -372,7 +373,3 @@ def _sentinel_error(running: RunningRequest, sentinel: int) -> RoostError:
     if sentinel == NO_CHOICE:
         return ConstraintError(NO_CHOICE_TEXT)
     return NumericError(_NOT_FINITE, from_imported_state=running.request.state_is_imported)
-
-
-def _allows(mask: TokenMask, token_id: int) -> bool:
-    return bool(mask[token_id >> 5] >> np.uint32(token_id & 31) & 1)
