@@ -9,7 +9,8 @@ never does.
 Several processes write, read and remove files of the folder, each at any time. Files appear atomically, by renaming,
 and the folder is kept below a limit by evicting the least recently used files. If another process removes a file during
 an operation, the result is as if the file had been removed before. What a process that crashed has not finished writing
-is evicted in its turn. diskcache keeps its index in SQLite, which must not be shared over a network file system.
+is evicted in its turn. diskcache keeps its index in SQLite, which must not
+be shared over a network file system.
 """
 
 import hashlib
@@ -39,6 +40,10 @@ _MAX_READ_BYTES: Final = 512 * 2**20
 
 _READERS: Final = 2
 """Number of threads that read. Verifying takes longer than reading, and the CPU has other work."""
+
+_SPAN: Final = 64
+"""Number of blocks that one marker file covers. Spans without a marker have no snapshots, so only a few names of a long
+prompt need to be tried."""
 
 _HEADER_BYTES: Final = 16 * 2**10
 """Maximum size of a file's header."""
@@ -128,8 +133,7 @@ class DiskTier:
         """Returns the longest snapshot with more than `above` tokens: at the key's end, or at a block boundary."""
         if len(key) > above and (end := self._read_snapshot(key, "end", len(key))) is not None:
             return end
-        lengths = range((len(key) - 1) // PREFILL_BLOCK * PREFILL_BLOCK, above, -PREFILL_BLOCK)
-        found = (self._read_snapshot(key, "state", length) for length in lengths)
+        found = (self._read_snapshot(key, "state", length) for length in self._boundaries(key, above))
         return next((snapshot for snapshot in found if snapshot is not None), None)
 
     def store(self, key: PrefixKey, snapshots: Sequence[Snapshot]) -> None:
@@ -154,12 +158,22 @@ class DiskTier:
             self._report_error(self._folder.root, error)
         done(found)
 
+    def _boundaries(self, key: PrefixKey, above: int) -> Iterator[int]:
+        """Yields the lengths of prefixes up to a block boundary whose states may exist, longest first."""
+        first, last = above // PREFILL_BLOCK + 1, (len(key) - 1) // PREFILL_BLOCK
+        for span in range((last - 1) // _SPAN, (first - 1) // _SPAN - 1, -1) if first <= last else ():
+            start = span * _SPAN
+            if start and not self._folder.exists(_name(key, "span", start * PREFILL_BLOCK)):
+                continue
+            for block in range(min(last, start + _SPAN), max(first, start + 1) - 1, -1):
+                yield block * PREFILL_BLOCK
+
     def _read_snapshot(self, key: PrefixKey, kind: str, length: int) -> Snapshot | None:
         """Returns the snapshot of a "state" at a block boundary, or of an "end"; None if a file is missing.
 
         The oldest block of the window is read first, since it is the first to be evicted.
         """
-        if not self._folder.path(_name(key, kind, length)).exists():
+        if not self._folder.exists(_name(key, kind, length)):
             return None
         blocks = range(first_block(length, self._formats.window) + 1, length // PREFILL_BLOCK + 1)
         files = []
@@ -167,6 +181,7 @@ class DiskTier:
             if (file := self._read(key, *part)) is None:
                 return None
             files.append(file)
+        self._touch_span(key, length)
         window = tuple(file["window"] for file in files if "window" in file)
         return Snapshot(length, self._formats.recurrent_of(files[-1]), window, files[-1].get("hidden"))
 
@@ -230,9 +245,17 @@ class DiskTier:
                     self._folder.write(name, pack(file.arrays, self._facts(name), self._sign_key))
                 except Exception as error:  # later files may still succeed
                     self._report_error(self._folder.path(name), error)
+            for length in sorted({file.length for file in files}):
+                self._touch_span(key, length)
         finally:
             with self._lock:
                 self._pending_bytes -= size
+
+    def _touch_span(self, key: PrefixKey, length: int) -> None:
+        """Touches the marker file of a snapshot's span, when the snapshot was written or used."""
+        start = (length // PREFILL_BLOCK - 1) // _SPAN * _SPAN
+        if not length % PREFILL_BLOCK and start > 0:
+            self._folder.touch(_name(key, "span", start * PREFILL_BLOCK), create=True)
 
     def _report_error(self, path: Path, error: Exception) -> None:
         """Counts an error, and logs the first one."""
@@ -265,9 +288,10 @@ def _files_of(snapshot: Snapshot, formats: SnapshotFormat) -> Iterator[_StateFil
 
 
 class _File(NamedTuple):
-    """One file. Files sort in order of eviction."""
+    """One file. Files sort in order of eviction. Of files with the same time of use, empty ones come last."""
 
     used_ns: int
+    is_empty: bool
     path: str
     num_bytes: int
 
@@ -339,11 +363,22 @@ class CacheFolder:
         if self.num_bytes > self._limit or self._num_uncounted > _RECOUNT_SHARE * self._limit:
             self._make_room()
 
-    def touch(self, name: str) -> None:
-        """Marks a file as used, if the folder can be changed."""
+    def exists(self, name: str) -> bool:
+        """Returns whether the file exists."""
+        return os.path.exists(self.path(name))
+
+    def touch(self, name: str, *, create: bool = False) -> None:
+        """Marks a file as used, if the folder can be changed.
+
+        Args:
+          create: Whether to add an empty file if there is none.
+        """
         path = self.path(name)
         try:
-            if self.is_writable:
+            if create and self.is_writable:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+            elif self.is_writable:
                 os.utime(path)
         except FileNotFoundError:
             pass
@@ -387,7 +422,7 @@ class CacheFolder:
                 with suppress(OSError):
                     facts = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(facts.st_mode):
-                        yield _File(facts.st_mtime_ns, entry.path, facts.st_size)
+                        yield _File(facts.st_mtime_ns, not facts.st_size, entry.path, facts.st_size)
 
 
 def _entries(folder: Path | str) -> list["os.DirEntry[str]"]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -415,17 +416,52 @@ def test_salt_may_be_any_string(tmp_path: Path) -> None:
 
 LONG = text((1, 200_000))
 
+_opened: list[str] = []
+_is_counting = threading.Event()
 
-@pytest.mark.parametrize("known", [64, 100_000 // 64 * 64, 199_936])
-def test_the_last_snapshot_of_a_long_prompt_is_found(tmp_path: Path, known: int) -> None:
-    """Earlier snapshots were evicted, apart from the blocks of its window."""
+
+def _count_open(event: str, args: tuple[Any, ...]) -> None:
+    if event == "open" and _is_counting.is_set():
+        _opened.append(str(args[0]))
+
+
+sys.addaudithook(_count_open)
+
+
+@contextmanager
+def counting_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Yields the paths of all files that are opened or whose `stat` is read."""
+    real = os.stat
+
+    def counted(path: Any, *args: Any, **named: Any) -> os.stat_result:
+        if _is_counting.is_set():
+            _opened.append(str(path))
+        return real(path, *args, **named)
+
+    monkeypatch.setattr(os, "stat", counted)
+    _opened.clear()
+    _is_counting.set()
+    yield _opened
+    _is_counting.clear()
+
+
+def test_miss_of_a_long_prompt_reads_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with float_disk(tmp_path) as disk, counting_files(monkeypatch) as seen:
+        assert disk.find(PrefixKey.of(LONG, ""), 0) is None
+        assert 0 < len([path for path in seen if str(tmp_path) in path]) <= 200
+
+
+@pytest.mark.parametrize("known", [64, 64 * 64, 64 * 65, 64 * 128, 100_000 // 64 * 64, 199_936])
+def test_hit_at_the_last_boundary_reads_few_files(tmp_path: Path, known: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same holds if earlier snapshots were evicted, apart from the blocks of its window."""
     key, block = PrefixKey.of(LONG, ""), known // 64
     with float_disk(tmp_path) as disk:
         disk.store(key, float_states(LONG)[max(0, block - 4) : block])
-    with float_disk(tmp_path) as disk:
+    with float_disk(tmp_path) as disk, counting_files(monkeypatch) as seen:
         found = disk.find(key, 0)
         assert found is not None
         assert (found.length, sum(map(len, found.window))) == (known, min(known, WINDOW))
+        assert len([path for path in seen if str(tmp_path) in path]) <= 250
 
 
 def test_late_snapshots_are_found_after_earlier_ones_were_evicted(tmp_path: Path) -> None:
