@@ -1,4 +1,7 @@
-"""Transactions on threads, with a time limit, so that an unavailable database does not block the event loop."""
+"""Transactions on threads, with a time limit, so that an unavailable database does not block the event loop.
+
+Those in memory run on the event loop.
+"""
 
 import asyncio
 import logging
@@ -213,7 +216,7 @@ class Pool:
         except BaseException:
             self._drop(connection)
             raise
-        if not self.dialect.is_shared:  # has one connection, for which others may be waiting
+        if not self.dialect.is_shared:  # has one connection
             self._drop(connection)
             return
         self._idle[lane].append(connection)
@@ -305,7 +308,7 @@ class Database:
         timeout_s: float = TIMEOUT_S,
         lane: Lane = Lane.READS,
     ) -> T:
-        """Runs a transaction on a thread of its kind. It may write in all kinds except `Lane.READS`.
+        """Runs a transaction on a thread of its kind, or at once in memory. It may write in all kinds except `READS`.
 
         If the caller is cancelled or the time is over, the transaction never begins or its statement is interrupted. A
         commit is not interrupted, so writes must be idempotent.
@@ -317,6 +320,9 @@ class Database:
         """
         if self.outdated is not None:
             raise StoreOutdatedError(self.outdated)
+        if not self.is_shared and not self._is_closed:  # in memory, it ends sooner than another thread would begin it
+            self.prepare_now()
+            return self._run(work, lane, Transaction(self._dialect))
         transaction = Transaction(self._dialect)
         try:
             async with asyncio.timeout(timeout_s):
@@ -448,7 +454,7 @@ class Database:
 
     def _transact[T](self, work: Callable[[Transaction], T], lane: Lane, transaction: Transaction) -> T:
         """Commits a transaction, and returns its result."""
-        tables = self._tables if self._is_prepared else None
+        tables = self._tables if self._is_prepared and self.is_shared else None
         begin, fence = self._dialect.begin(writes=lane is not Lane.READS), [] if tables is None else [tables.fence]
         with self._pool.transaction(lane, *begin, *fence) as (connection, first):
             try:

@@ -5,7 +5,6 @@ import sqlite3
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from .errors import StoreFullError, StoreUnavailableError
@@ -115,7 +114,7 @@ class Sqlite:
 
 
 class Memory(Sqlite):
-    """SQLite in the memory of this process, until this object is gone. Transactions take turns on one connection.
+    """SQLite in the memory of this process, until this object is gone. One transaction runs after the other.
 
     Leases do not end: nobody else could claim the work, and the time of day may jump, as after a suspension.
     """
@@ -125,25 +124,21 @@ class Memory(Sqlite):
 
     def __init__(self) -> None:
         super().__init__(":memory:")
-        self._free = SimpleQueue[_OnlyConnection]()
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, factory=_OnlyConnection)
-        connection.free = self._free
-        connection.close()
-        weakref.finalize(self, sqlite3.Connection.close, connection)
+        self._connection = sqlite3.connect(
+            self._path, isolation_level=None, check_same_thread=False, factory=_OnlyConnection
+        )
+        weakref.finalize(self, sqlite3.Connection.close, self._connection)
 
     def connect(self) -> Connection:
-        """Returns the connection, once no other transaction has it."""
-        return self._free.get()
+        """Returns the only connection."""
+        return self._connection
 
     def interrupt(self, connection: Any) -> None:
-        """Does nothing: statements in memory take no time, and the next transaction's could be ended instead."""
+        """Does nothing: statements in memory take no time."""
 
 
 class _OnlyConnection(sqlite3.Connection):
     """Connection that is not closed, but left to the next transaction."""
 
-    free: SimpleQueue["_OnlyConnection"]
-
     def close(self) -> None:
         self.rollback()
-        self.free.put(self)

@@ -330,7 +330,7 @@ class ObjectTable[Record](Table[Record]):
             return []
         found = []
         oldest = f"SELECT id, num_bytes {source} ORDER BY {self._age} LIMIT {MAX_FOUND}"
-        for id, size in transaction.rows(oldest, tenant):
+        for id, size in transaction.execute(oldest, tenant):
             if count <= bounds.max_rows and num_bytes <= bounds.max_bytes:
                 break
             found.append(id)

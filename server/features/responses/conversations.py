@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from ...database.database import Database, Transaction
 from ...database.errors import StoreUnavailableError
@@ -252,9 +252,14 @@ def delete_item(transaction: Transaction, tenant: str, conversation: str, item_i
 
 @dataclass(frozen=True, slots=True)
 class Addition[T]:
-    """A write that adds to the responses or conversations of a tenant, whose oldest ones make room."""
+    """A write that adds to a tenant's objects, of which the oldest ones make room.
+
+    Attributes:
+      tables: Tables of these objects.
+    """
 
     tenant: str
+    tables: Sequence[ObjectTable[Any]]
     work: Work[T]
 
     def __call__(self, transaction: Transaction) -> T:
@@ -352,4 +357,4 @@ class ConversationStore(TenantObjects[ConversationRecord]):
                 self._leases.drop(lease)
 
     async def _add[T](self, write: Callable[[Transaction], T], items: Sequence[Item]) -> T:
-        return await self.commit(Addition(tenant.get(), write), load_of(items))
+        return await self.commit(Addition(tenant.get(), [CONVERSATIONS], write), load_of(items))

@@ -118,7 +118,8 @@ class ResponseStore(TenantObjects[ResponseRecord]):
           ApiError: Another response has taken the turn.
         """
         load = load_of(() if turn is None else turn.items).plus(WriteLoad(1, record.num_bytes))
-        put = Addition(record.tenant, partial(response_table.put, record=record, turn=turn))
+        tables = (RESPONSES,) if turn is None else response_table.BOUNDED
+        put = Addition(record.tenant, tables, partial(response_table.put, record=record, turn=turn))
         stored = await self.commit(put, load)
         self.conversations.note_end(turn)
         return stored
@@ -262,7 +263,7 @@ class ResponseLog:
             output_items(response),
         )
         arguments = self.lease, entry, written, message, self.num_bytes, items
-        end = Addition(self.lease.tenant, lambda each: response_table.end(each, *arguments))
+        end = Addition(self.lease.tenant, response_table.BOUNDED, lambda each: response_table.end(each, *arguments))
         load = load_of(items).plus(WriteLoad(1, entry.num_bytes + len(written) + len(message)))
         await self._commit(entry, end, load)
         self._forget()

@@ -125,6 +125,9 @@ RESPONSES: Final = ObjectTable(
     },
 )
 
+BOUNDED: Final[Sequence[ObjectTable[Any]]] = (RESPONSES, CONVERSATIONS)
+"""Tables of objects to which `Bounds` apply."""
+
 _TABLES: Final = (RESPONSES, RUNNING, EVENTS, CONVERSATIONS, ITEMS)
 
 TABLES: Final = Tables("responses", (Upgrade([text for each in _TABLES for text in each.statements], 7),), first=7)
@@ -374,13 +377,17 @@ def expired(transaction: Transaction, bounds: Bounds, max_age_s: float) -> list[
     return list(found)[:MAX_FOUND]
 
 
-def make_room(transaction: Transaction, tenant: str, bounds: Bounds) -> None:
-    """Deletes the oldest responses and conversations of a tenant that are beyond its limits.
+def make_room(transaction: Transaction, tenant: str, bounds: Bounds, tables: Sequence[ObjectTable[Any]]) -> None:
+    """Deletes the oldest objects of a tenant that are beyond its limits.
 
     Call it at the end of a transaction that has added some. It waits for other replicas' transactions that have.
+
+    Args:
+      tables: Tables of `BOUNDED` to which the transaction has added.
     """
     transaction.execute("{lock_name}", tenant)
-    for table, drop in ((RESPONSES, remove), (CONVERSATIONS, CONVERSATIONS.hide)):
+    for table in tables:
+        drop = remove if table is RESPONSES else table.hide
         for id in table.unlocked(transaction, tenant, table.beyond(transaction, tenant, bounds)):
             drop(transaction, tenant, id)
 
@@ -397,9 +404,10 @@ def run_all(transaction: Transaction, works: Sequence[Work[Any]], bounds: Bounds
         return (lambda _: check(work.lease, held)) if isinstance(work, Append) else work
 
     results = run_each(transaction, [run(work) for work in works])
-    if owners := sorted({work.tenant for work in works if isinstance(work, Addition)}):
-        for owner in owners:
-            make_room(transaction, owner, bounds)
+    added = {(work.tenant, table) for work in works if isinstance(work, Addition) for table in work.tables}
+    for owner in sorted({owner for owner, _ in added}):
+        make_room(transaction, owner, bounds, [table for table in BOUNDED if (owner, table) in added])
+    if any(table is CONVERSATIONS for _, table in added):
         CONVERSATIONS.remove_hidden(transaction)  # so that hidden rows become no more while others are added
     return results
 

@@ -241,7 +241,10 @@ STATEMENTS: dict[str, tuple[Callable[[Transaction], Any], set[str]]] = {
     "new entries": (partial(event_log.new_entries, name=("t1", "r1681"), place=0), set()),
     "kept events": (partial(event_log.kept_events, name=("t1", "r1681")), set()),
     "entry of an event": (partial(event_log.entry_of, name=("t1", "r1681"), event=1), set()),
-    "make room": (partial(response_table.make_room, tenant="t1", bounds=Bounds()), set()),
+    "make room": (
+        partial(response_table.make_room, tenant="t1", bounds=Bounds(), tables=response_table.BOUNDED),
+        set(),
+    ),
 }
 """Statements, and the indexes of running responses that they may read from end to end."""
 

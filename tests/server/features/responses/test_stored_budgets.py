@@ -214,7 +214,7 @@ async def test_a_conversation_of_another_tenant_is_kept(database: Database, stor
         for number in range(3):
             record = ConversationRecord(owner, f"conv_{number:032}", 1, b"{}")
             await store.conversations.create(record, [])
-    database.run_now(lambda each: response_table.make_room(each, "a", Bounds()), writes=True)
+    database.run_now(lambda each: response_table.make_room(each, "a", Bounds(), response_table.BOUNDED), writes=True)
     assert sizes(database)[2] == 6
 
 
