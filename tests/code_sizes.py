@@ -13,18 +13,18 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 
 MOST: Final[Mapping[str, int]] = {
-    "code lines of server": 20150,
-    "code lines of engine": 10480,
+    "code lines of server": 19460,
+    "code lines of engine": 10360,
     "code lines of kernels": 3530,
     "code lines of tools": 4400,
     "code lines of benchmarks": 4900,
-    "files of server": 160,
-    "files of engine": 58,
+    "files of server": 159,
+    "files of engine": 57,
     "files of kernels": 32,
-    "code lines of the largest file": 380,
+    "code lines of the largest file": 360,
     "files on a request's way": 31,
-    "changes of file on a request's way": 87,
-    "functions on a request's way": 288,
+    "changes of file on a request's way": 86,
+    "functions on a request's way": 289,
 }
 """The most that there may be. `tools/request_path.py` says what counts as a request's way. Code lines are lines without
 docstrings, comments and blank lines; a file without code does not count."""
