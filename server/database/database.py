@@ -308,7 +308,7 @@ class Database:
         timeout_s: float = TIMEOUT_S,
         lane: Lane = Lane.READS,
     ) -> T:
-        """Runs a transaction on a thread of its kind, or at once in memory. It may write in all kinds except `READS`.
+        """Runs a transaction on a thread of its kind, or on the event loop in memory. Only `READS` may not write.
 
         If the caller is cancelled or the time is over, the transaction never begins or its statement is interrupted. A
         commit is not interrupted, so writes must be idempotent.

@@ -66,7 +66,7 @@ class Room(NamedTuple):
 
 
 type Expansion = tuple[list[ConversationMessage], list[ConversationMessage]]
-"""Messages that a body continues, of which the first may have `STATE_ROLE`, and those of its own items."""
+"""Messages that a body continues, of which the first may have `STATE_ROLE`, and those of its items."""
 
 
 @asynccontextmanager

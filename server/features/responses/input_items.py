@@ -89,7 +89,7 @@ class InputItem(Fields):
     field_rules: ClassVar[FieldRules] = ITEM_RULES
 
     def as_messages(self) -> list[ConversationMessage]:
-        """Returns the messages of the item; none if it has none of its own."""
+        """Returns the messages of the item, of which some items have none."""
         return []
 
 
