@@ -127,7 +127,10 @@ class Client:
         time.sleep(0.1)
 
     def _wait(self, response: httpx.Response) -> None:
-        """Waits as long as a refusal asks for."""
+        """Waits as long as a refusal asks for. An upload, which the proxy does not buffer, is cut off by a death."""
+        if response.status_code == 502 and response.request.url.path == "/v1/files":
+            self._cut()
+            return
         shown = f"{response.request.method} {response.request.url.path}: {response.status_code} {response.text[:200]}"
         assert response.status_code in (429, 503), shown
         assert "retry-after" in response.headers, shown
