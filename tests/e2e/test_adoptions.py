@@ -38,6 +38,11 @@ NUM_OPEN = 8
 KINDS = ("json", "tool", "free")
 NUM_SEEDS = 3
 MAX_KILLS = 3 * NUM_ADOPTIONS
+MAX_SEEN = 8
+"""Most replicas that end while a response is open. Half of them are killed. With one more death of an owner that ran it
+alone, a response would not run again.
+"""
+
 NUM_FREE_TOKENS = 2000
 
 
@@ -141,6 +146,7 @@ def test_adopted_responses_equal_undisturbed_ones(replicas: Replicas, is_slow: b
     """Each has its events without a gap or a repeat, and nothing that its constraint refuses."""
     num_items, draw = 25 if is_slow else 60, random.Random(3)
     begun: dict[str, tuple[str, int]] = {}
+    begun_after: dict[str, int] = {}
     unfinished: list[str] = []
     num_adoptions, num_kills, is_over = 0, 0, threading.Event()
     with ThreadPoolExecutor(2 + MAX_KILLS) as threads:
@@ -150,8 +156,11 @@ def test_adopted_responses_equal_undisturbed_ones(replicas: Replicas, is_slow: b
             while len(unfinished) < NUM_OPEN:
                 case = KINDS[len(begun) % len(KINDS)], len(begun) // len(KINDS) % NUM_SEEDS
                 unfinished.append(begin(draw.choice(replicas.running), *case, num_items))
-                begun[unfinished[-1]] = case
+                begun[unfinished[-1]], begun_after[unfinished[-1]] = case, num_kills
             time.sleep(draw.uniform(0.5, 3))
+            for response_id in unfinished:
+                while num_kills - begun_after[response_id] >= MAX_SEEN and is_open(replicas.running[0], response_id):
+                    time.sleep(0.2)
             victim = draw.choice(replicas.running)
             num_adoptions += int(metric(victim, "roost_store_adoptions_total"))
             replicas.end(victim, signal.SIGTERM if num_kills % 2 else signal.SIGKILL)
