@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Response
 
@@ -25,6 +26,9 @@ _PREFIX: Final = f"chat-page/{_DIGEST}"
 
 PAGE: Final = (_FOLDER / "index.html").read_text(encoding="utf-8").replace("{files}", _PREFIX)
 """The document. Its addresses are relative, since a proxy may serve it below a path."""
+
+ICON: Final = unquote(PAGE.partition('href="data:image/svg+xml,')[2].partition('"')[0]).encode()
+"""The document's icon, an SVG image, for `/favicon.ico`, which browsers request in addition to any other address."""
 
 FILES: Final = {f"/{_PREFIX}/{name}": content for name, content in _FILES.items()}
 """Content of each file by its path on the server."""
@@ -52,6 +56,8 @@ _PAGE_HEADERS: Final = {
     "x-content-type-options": "nosniff",
 }
 
+_ICON_HEADERS: Final = {"cache-control": "public, max-age=86400", "x-content-type-options": "nosniff"}
+
 _FILE_HEADERS: Final = {
     "cache-control": "public, max-age=31536000, immutable",
     "cross-origin-resource-policy": "same-origin",
@@ -63,6 +69,12 @@ _FILE_HEADERS: Final = {
 async def page() -> Response:
     """Returns the chat page."""
     return Response(PAGE, media_type="text/html", headers=_PAGE_HEADERS)
+
+
+@router.get("/favicon.ico", include_in_schema=False)
+async def icon() -> Response:
+    """Returns the icon that browsers show for addresses without their own icon."""
+    return Response(ICON, media_type="image/svg+xml", headers=_ICON_HEADERS)
 
 
 def _file(path: str, content: bytes) -> Callable[[], Awaitable[Response]]:
@@ -78,4 +90,4 @@ def _file(path: str, content: bytes) -> Callable[[], Awaitable[Response]]:
 for _path, _content in FILES.items():
     router.add_api_route(_path, _file(_path, _content), methods=["GET"], include_in_schema=False)
 
-FEATURE: Final = Feature("chat_page", routers=(router,), public_paths=frozenset({"/", *FILES}))
+FEATURE: Final = Feature("chat_page", routers=(router,), public_paths=frozenset({"/", "/favicon.ico", *FILES}))

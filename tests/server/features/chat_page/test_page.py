@@ -5,12 +5,13 @@ import re
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import httpx
 import pytest
 import roost.server.features.chat_page
 from roost.server.app import create_app
-from roost.server.features.chat_page.feature import FILES
+from roost.server.features.chat_page.feature import FILES, ICON
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
 
@@ -90,6 +91,14 @@ async def test_its_files_are_kept_for_good(client: httpx.AsyncClient, path: str)
     assert (await client.head(path)).headers["content-length"] == str(len(response.content))
 
 
+async def test_browsers_find_its_icon_at_once(client: httpx.AsyncClient) -> None:
+    """They ask for it beside any address that names none, such as `/docs`."""
+    response = await client.get("/favicon.ico")
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/svg+xml")
+    assert ElementTree.fromstring(response.content).tag == "{http://www.w3.org/2000/svg}svg"
+    assert response.content == ICON
+
+
 async def test_it_names_no_other_place(client: httpx.AsyncClient) -> None:
     page = (await client.get("/")).text.replace("xmlns='http" + "://www.w3.org/2000/svg'", "")  # a name, not a place
     texts = [page, *(FILES[path].decode() for path in OWN_FILES)]
@@ -103,7 +112,7 @@ async def test_it_names_no_other_place(client: httpx.AsyncClient) -> None:
 async def test_it_and_its_files_need_no_key(service: Service) -> None:
     transport = httpx.ASGITransport(create_app(service, Access(ApiKeys(["sesame"]))))
     async with httpx.AsyncClient(transport=transport, base_url="http://roost") as client:
-        for path in ("/", *FILES):
+        for path in ("/", "/favicon.ico", *FILES):
             assert (await client.get(path)).status_code == 200
         folder = next(iter(FILES)).rpartition("/")[0]
         for path in (
