@@ -1294,9 +1294,9 @@ def test_states_are_deleted_with_undo(page: Browser) -> None:
 
 
 def assert_fits(page: Browser, name: str) -> None:
-    """Only code and tables scroll horizontally."""
+    """Only code and tables scroll horizontally, once the page has its size."""
     look(page, name)
-    assert page.script("return document.documentElement.scrollWidth <= window.innerWidth")
+    page.until("document.documentElement.scrollWidth <= window.innerWidth")
     wide = page.script(
         "return [...document.querySelectorAll('main, dialog[open], header, #ask, .turn')]"
         ".filter((element) => element.scrollWidth > element.clientWidth).map((element) => element.outerHTML)"
