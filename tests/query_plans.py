@@ -18,7 +18,9 @@ def scans_of(database: "Database", work: "Callable[[Transaction], Any]") -> set[
 
     def explain(transaction: "Transaction") -> set[str]:
         statements: list[tuple[str, tuple[Any, ...]]] = []
-        execute = transaction.execute
+        execute, is_sqlite = transaction.execute, not transaction.dialect.lock_schema
+        if not is_sqlite:
+            execute("SET LOCAL statement_timeout = 0")  # a busy machine may take longer
 
         def noted(sql: str, *values: Any) -> Any:
             statements.append((sql, values))
@@ -27,7 +29,6 @@ def scans_of(database: "Database", work: "Callable[[Transaction], Any]") -> set[
         transaction.execute = noted
         work(transaction)
         transaction.execute = execute
-        is_sqlite = not transaction.dialect.lock_schema
         if not is_sqlite:
             execute("SET LOCAL enable_seqscan = off")
         read = _sqlite_scans if is_sqlite else _postgresql_scans
