@@ -23,6 +23,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from ...settings import SettingsError
+from ...terminal.exits import CommandError
 
 
 def check_json_file(file: str | None) -> None:
@@ -40,13 +41,19 @@ def write_report(tables: Group, document: Mapping[str, Any], file: str | None) -
 
     Args:
       file: File of the document, or "-" for stdout, which moves the tables to stderr; None writes no document.
+
+    Raises:
+      CommandError: The file cannot be written.
     """
     Console(stderr=file == "-").print(tables)
     text = orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if file == "-":
         sys.stdout.write(text.decode())
     elif file is not None:
-        Path(file).write_bytes(text)
+        try:
+            Path(file).write_bytes(text)
+        except OSError as error:
+            raise CommandError(f"--json {file}: {error.strerror}") from None
 
 
 def opening(benchmark: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 from fake_server import live
+from rich.console import Group
 from roost.server.client import Address, Response
 from roost.server.commands.bench.report import RequestTrace, write_report
 from roost.server.commands.bench.serve import Run, StreamRecorder, bench_serve, summarize, tables
@@ -192,3 +193,9 @@ def test_tokens_are_chunks_with_text_or_ids() -> None:
     trace = recorder.finish(Response(200, b""), 9.0)
     assert trace.token_times_s == [3.0, 4.0]
     assert (trace.last_s, trace.end_s, trace.lag_s) == (5.0, 7.0, 0.5)
+
+
+def test_a_report_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    """The tables are shown before, so that nothing is lost."""
+    with pytest.raises(CommandError, match=f"^--json {tmp_path}: Is a directory$"):
+        write_report(Group(), {}, str(tmp_path))
