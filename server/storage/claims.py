@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from ..database.database import Transaction, placeholders
@@ -82,8 +83,8 @@ def claim(transaction: Transaction, work: WorkTable, claimant: Claimant, places:
 
 def _claim_suspect(transaction: Transaction, work: WorkTable, claimant: Claimant) -> list[Claim]:
     rows = transaction.rows(suspects_query(work), claimant.model, *claimant.reserved)
-    found = [row for row in rows if work.has_room(transaction, row[0])]
-    claims = work.take(transaction, claimant.owner, found[:1])
+    found = islice((row for row in rows if work.has_room(transaction, row[0])), 1)
+    claims = work.take(transaction, claimant.owner, list(found))
     _end_turns(transaction, work, [claim.lease.tenant for claim in claims])
     return claims
 
