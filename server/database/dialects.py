@@ -133,9 +133,6 @@ class Memory(Sqlite):
         """Returns the only connection."""
         return self._connection
 
-    def interrupt(self, connection: Any) -> None:
-        """Does nothing: statements in memory take no time."""
-
 
 class _OnlyConnection(sqlite3.Connection):
     """Connection that is not closed, but left to the next transaction."""
