@@ -258,7 +258,7 @@ async def _prepare(body: ResponseBody, responses: OpenResponses, response_id: st
         if own.name and body.seed is None:  # work that runs again says the same again
             body = body.model_copy(update={"seed": int(own.new_id("seed")[:16], 16)})
         spec = await own.run(lambda: generation_spec(body, found.prompt, service, found.state))
-        history = await service.workers.run(lambda: pack(found.messages)) if body.store else b""
+        history = await own.run(lambda: pack(found.messages)) if body.store else b""
         if len(history) > MAX_HISTORY:
             message = (
                 f"input: with what it continues, it has {len(history):,} bytes, and at most {MAX_HISTORY:,} are stored"
