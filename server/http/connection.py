@@ -172,12 +172,14 @@ class LimitedConnection(HttpToolsProtocol):
     Attributes:
       max_head_bytes: Maximum bytes of the URL and all headers together.
       head_s: Seconds from the start of a request or connection to the end of the headers.
-      body_s: Seconds from the end of the headers to the end of the body.
+      body_s: Seconds from the end of the headers to the end of the body, or for each `piece_bytes` of a longer one.
+      piece_bytes: Bytes of the body.
     """
 
     max_head_bytes = 64 * 2**10
     head_s = 20.0
     body_s = 60.0
+    piece_bytes = 4 * 2**20
 
     def __init__(self, *args: Any, stall_s: float, connections: OpenConnections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -189,6 +191,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._reads_head = True
         self._unparsed_bytes = 0
         self._head_bytes = 0
+        self._piece_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._refusal: ApiError | None = None
         self._is_closing = False
@@ -265,8 +268,14 @@ class LimitedConnection(HttpToolsProtocol):
             self._refusal = too_many_connections()
             raise httptools.HttpParserError("too many connections")
         self._reads_head, self._unparsed_bytes = False, 0
-        self._start_timer(self.body_s, "the body")
+        self._start_piece()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._piece_bytes += len(body)
+        if self._piece_bytes >= self.piece_bytes:
+            self._start_piece()
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._stop_timer()
@@ -304,6 +313,10 @@ class LimitedConnection(HttpToolsProtocol):
         if self._head_bytes > self.max_head_bytes:
             self._refusal = head_too_large(self.max_head_bytes)
             raise httptools.HttpParserError("the head is too large")
+
+    def _start_piece(self) -> None:
+        self._piece_bytes = 0
+        self._start_timer(self.body_s, f"the body, or {self.piece_bytes:,} bytes of it,")
 
     def _start_timer(self, seconds: float, what: str) -> None:
         self._stop_timer()

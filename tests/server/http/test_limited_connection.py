@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import batched
 from typing import cast
 
 import pytest
@@ -35,6 +36,7 @@ class ShortLimits(SmallLimits):
 
     head_s = 0.3
     body_s = 0.6
+    piece_bytes = 100
     num_received = num_made = 0
 
     def data_received(self, data: bytes) -> None:
@@ -226,6 +228,19 @@ async def test_slow_body_times_out(hasty_port: int, engine: FakeEngine) -> None:
     response = await dribble(hasty_port, HEAD + b"Content-Length: 100\r\n\r\n", b"{", ShortLimits.body_s)
     assert error(response) == (408, "request_too_slow")
     assert len(engine.requests) == 1  # the other client's
+
+
+async def test_long_body_has_time_for_each_piece(hasty_port: int) -> None:
+    with held_time() as time:
+        async with connected(hasty_port) as (reader, writer):
+            body = BODY.ljust(5 * ShortLimits.piece_bytes)
+            writer.write(HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
+            for piece in (bytes(each) for each in batched(body, ShortLimits.piece_bytes)):
+                await time.skip(ShortLimits.body_s - 0.1)
+                before = ShortLimits.num_received
+                writer.write(piece)
+                await time.until(lambda before=before: ShortLimits.num_received > before)
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_silent_connection_is_closed(hasty_port: int) -> None:
