@@ -128,6 +128,7 @@ class FakeEngine(AsyncEngine):
         num_others = len(self.running - {request.id for request in self.requests if request.preemptible})
         return EngineStats(
             num_running=len(self.running),
+            num_preemptible_running=len(self.running) - num_others,
             num_preemptible_slots=max(4 - num_others, 0),
             slots=4,
             prompt_tokens=30,

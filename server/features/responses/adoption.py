@@ -60,13 +60,16 @@ class AdoptionKind(WorkKind[Adoption]):
         return self._service.admissions.preemptible.barred()
 
     def places(self, running: Collection[Adoption]) -> Places:
-        """Returns the free slots, as the engine knows them some time after the last adoptions."""
+        """Returns the slots that lines of batches yield or that are free, as the engine knows them some time after the
+        last adoptions.
+        """
         service = self._service
         is_draining = service.open_requests.is_draining
         if is_draining or not (self._responses.is_shared and service.engine.is_ready and self._may_claim):
             return Places(0, 0)
         stats = service.engine.stats
-        free = stats.slots - stats.num_running - stats.num_waiting - len(running)
+        num_others = stats.num_running - stats.num_preemptible_running
+        free = stats.slots - num_others - stats.num_waiting - len(running)
         return Places(most := max(min(free, _MAX_CLAIMS), 0), most)
 
     async def claim(self, places: Places) -> Sequence[Adoption]:

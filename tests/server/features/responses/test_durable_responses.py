@@ -670,6 +670,25 @@ async def test_a_full_replica_adopts_nothing(replicas: tuple[Replica, Replica], 
     assert [text_of(await second.ended(each["id"])) for each in made] == [LETTERS[:10]] * 6
 
 
+@on_sqlite
+async def test_lines_of_batches_delay_no_adoption(
+    replicas: tuple[Replica, Replica], address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = replicas
+    first.engine.allowed, second.engine.allowed = 2, 1000
+    made = await first.created()
+    await first.dies()
+    expire_leases(address)
+    cache = CacheStats(budget=10**6)
+    monkeypatch.setattr(PacedEngine, "stats", EngineStats(slots=4, num_running=4, cache=cache))
+    await second.adopter.look()
+    assert not second.engine.requests
+    stats = EngineStats(slots=4, num_running=4, num_preemptible_running=4, num_preemptible_waiting=3, cache=cache)
+    monkeypatch.setattr(PacedEngine, "stats", stats)
+    await second.adopter.look()
+    assert text_of(await second.ended(made["id"])) == LETTERS[:10]
+
+
 async def test_tenants_see_their_own_only(address: str, model: ServedModel) -> None:
     opened(address).close()
     access = Access(keys=ApiKeys(["alice:key-of-alice", "bob:key-of-bob"]))
