@@ -216,9 +216,6 @@ class Pool:
         except BaseException:
             self._drop(connection)
             raise
-        if not self.dialect.is_shared:  # has one connection
-            self._drop(connection)
-            return
         self._idle[lane].append(connection)
         if num_errors != self.num_errors or not self._num_users:  # another thread may have failed or closed it
             self._drop_idle()

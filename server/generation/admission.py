@@ -187,18 +187,14 @@ class Admission:
           ApiError: The body is not JSON or has too many arrays and objects, or the budget is exhausted.
         """
 
-        num_bytes = 0
-
-        def parse() -> T:
-            nonlocal num_bytes
+        def parse() -> tuple[T, int]:
             try:
                 result = build(decode_json(raw))
             except JsonError as error:
                 raise bad_value(None, f"the body {error}") from None
-            num_bytes = size_of(result)
-            return result
+            return result, size_of(result)
 
-        result = await self.run(parse, is_long=True) if len(raw) >= LONG_BYTES else parse()
+        result, num_bytes = await self.run(parse, is_long=True) if len(raw) >= LONG_BYTES else parse()
         self._drop_raw()
         await self.keep(num_bytes)
         return result

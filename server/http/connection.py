@@ -189,9 +189,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._open_connections = connections
         self._port_connections = connections.of(None)
         self._reads_head = True
-        self._unparsed_bytes = 0
-        self._head_bytes = 0
-        self._piece_bytes = 0
+        self._unparsed_bytes = self._head_bytes = self._piece_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._refusal: ApiError | None = None
         self._is_closing = False
