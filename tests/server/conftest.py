@@ -1,6 +1,7 @@
 """The parts of a server around the fake engine, and a client that reaches it without a socket."""
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -13,10 +14,22 @@ from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 from roost.server.text.tokenizer import Tokenizer
 
 
+_LIMITS = (
+    "database.dialects.CONNECT_TIMEOUT_S",
+    "features.responses.response_store._LAST_S",
+    "features.usage.feature.REPLY_S",
+    "storage.objects.REPLY_S",
+    "storage.worker._LAST_S",
+)
+"""Seconds for connections and transactions with the store, which a busy machine may reach."""
+
+
 @pytest.fixture(autouse=True)
-def patient_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives connections to PostgreSQL a minute, however busy the machine is."""
-    monkeypatch.setattr("roost.server.database.dialects.CONNECT_TIMEOUT_S", 60)
+def patient_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives connections and transactions a minute. Tests of a limit set their own."""
+    for name in _LIMITS:
+        with suppress(ImportError):  # a feature may have been deleted
+            monkeypatch.setattr(f"roost.server.{name}", 60)
 
 
 @pytest.fixture(scope="session")
