@@ -13,7 +13,6 @@ from roost.server.text.served_model import ServedModel
 from roost.server.text.synthetic_tokenizer import synthetic_tokenizer
 from roost.server.text.tokenizer import Tokenizer
 
-
 _LIMITS = (
     "database.dialects.CONNECT_TIMEOUT_S",
     "features.responses.response_store._LAST_S",
