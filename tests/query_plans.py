@@ -21,6 +21,7 @@ def scans_of(database: "Database", work: "Callable[[Transaction], Any]") -> set[
         execute, is_sqlite = transaction.execute, not transaction.dialect.lock_schema
         if not is_sqlite:
             execute("SET LOCAL statement_timeout = 0")  # a busy machine may take longer
+            execute("SET LOCAL enable_seqscan = off")
 
         def noted(sql: str, *values: Any) -> Any:
             statements.append((sql, values))
@@ -29,8 +30,6 @@ def scans_of(database: "Database", work: "Callable[[Transaction], Any]") -> set[
         transaction.execute = noted
         work(transaction)
         transaction.execute = execute
-        if not is_sqlite:
-            execute("SET LOCAL enable_seqscan = off")
         read = _sqlite_scans if is_sqlite else _postgresql_scans
         return {name for sql, values in statements for name in read(execute, sql, values)}
 

@@ -172,8 +172,8 @@ class LimitedConnection(HttpToolsProtocol):
     Attributes:
       max_head_bytes: Maximum bytes of the URL and all headers together.
       head_s: Seconds from the start of a request or connection to the end of the headers.
-      body_s: Seconds from the end of the headers to the end of the body, or for each `piece_bytes` of a longer one.
-      piece_bytes: Bytes of the body.
+      body_s: Seconds from the end of the headers to the end of the body, or for each piece of a longer one.
+      piece_bytes: Bytes of a piece.
     """
 
     max_head_bytes = 64 * 2**10
@@ -189,7 +189,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._open_connections = connections
         self._port_connections = connections.of(None)
         self._reads_head = True
-        self._unparsed_bytes = self._head_bytes = self._piece_bytes = 0
+        self._unparsed_bytes = self._head_bytes = self._arrived_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._refusal: ApiError | None = None
         self._is_closing = False
@@ -270,8 +270,8 @@ class LimitedConnection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        self._piece_bytes += len(body)
-        if self._piece_bytes >= self.piece_bytes:
+        self._arrived_bytes += len(body)
+        if self._arrived_bytes >= self.piece_bytes:
             self._start_piece()
         super().on_body(body)
 
@@ -313,7 +313,7 @@ class LimitedConnection(HttpToolsProtocol):
             raise httptools.HttpParserError("the head is too large")
 
     def _start_piece(self) -> None:
-        self._piece_bytes = 0
+        self._arrived_bytes = 0
         self._start_timer(self.body_s, f"the body, or {self.piece_bytes:,} bytes of it,")
 
     def _start_timer(self, seconds: float, what: str) -> None:
