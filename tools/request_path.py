@@ -41,11 +41,8 @@ _BODY: Final = {
 }
 _REQUESTS: Final = 3
 _START_S: Final = 120.0
-_IDLE_S: Final = 0.5
-"""Seconds in which the idle server is watched; it does something every 0.05 s."""
-
-_REST_S: Final = 0.3
-"""Seconds in which the server finishes what it does after the end of a stream."""
+_REST_S: Final = 0.5
+"""Seconds in which the server finishes what it does after a stream. When idle, it does something every 0.05 s."""
 
 type Function = tuple[str, str]
 """File, from the root of the checkout, and qualified name."""
@@ -96,12 +93,13 @@ def record(url: str, found: list[Call]) -> None:
                 status = client.post("/v1/chat/completions", json=_BODY).status_code
             time.sleep(0.1)
         recorder = Recorder()
-        time.sleep(_IDLE_S)
+        time.sleep(_REST_S)
         idle, requests = recorder.take(), []
         for _ in range(_REQUESTS):
             client.post("/v1/chat/completions", json=_BODY).raise_for_status()
             time.sleep(_REST_S)
             requests.append(recorder.take())
+        sys.monitoring.set_events(_TOOL, _EVENTS.NO_EVENTS)  # what the callback needs may be gone while a process ends
         found += [call for call in requests[-1] if call not in idle and all(call in each for each in requests)]
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -198,7 +198,7 @@ class LimitedConnection(HttpToolsProtocol):
         super().connection_made(transport)
         self._port_connections = self._open_connections.of(self.server[1] if self.server else None)
         if self._port_connections.open(self):
-            self._start_timer(self.head_s, "a request")
+            self._start_timer()
         else:
             self._refuse(too_many_connections())
 
@@ -234,7 +234,7 @@ class LimitedConnection(HttpToolsProtocol):
         if self._reads_head:
             self._unparsed_bytes += len(data)
             if self._timer is None:
-                self._start_timer(self.head_s, "the headers")
+                self._start_timer()
         super().data_received(data)
         if self._reads_head and self._unparsed_bytes > self.max_head_bytes and not self._is_closing:
             self._refuse(head_too_large(self.max_head_bytes))  # an endless header, which the parser buffers
@@ -266,13 +266,13 @@ class LimitedConnection(HttpToolsProtocol):
             self._refusal = too_many_connections()
             raise httptools.HttpParserError("too many connections")
         self._reads_head, self._unparsed_bytes = False, 0
-        self._start_piece()
+        self._start_timer()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._arrived_bytes += len(body)
         if self._arrived_bytes >= self.piece_bytes:
-            self._start_piece()
+            self._start_timer()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -282,7 +282,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self.pipeline and not self._is_responding:
+        if self.cycle.response_complete:  # the last request's
             self._port_connections.end(self)
 
     def send_400_response(self, msg: str) -> None:
@@ -312,29 +312,29 @@ class LimitedConnection(HttpToolsProtocol):
             self._refusal = head_too_large(self.max_head_bytes)
             raise httptools.HttpParserError("the head is too large")
 
-    def _start_piece(self) -> None:
-        self._arrived_bytes = 0
-        self._start_timer(self.body_s, f"the body, or {self.piece_bytes:,} bytes of it,")
-
-    def _start_timer(self, seconds: float, what: str) -> None:
+    def _start_timer(self) -> None:
+        """Waits for the rest of a head, or for the next piece of a body."""
         self._stop_timer()
-        self._timer = self.loop.call_later(seconds, self._time_out, seconds, what)
+        self._arrived_bytes = 0
+        self._timer = self.loop.call_later(self.head_s if self._reads_head else self.body_s, self._time_out)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _time_out(self, seconds: float, what: str) -> None:
+    def _time_out(self) -> None:
         self._timer = None
         if self._is_closing or self.transport.is_closing():
             return
         if self.pipeline or (self._reads_head and self._is_responding):
-            self._start_timer(seconds, what)  # the server is slow: an earlier request is still running
+            self._start_timer()  # the server is slow: an earlier request is still running
         elif self._reads_head and not self._unparsed_bytes:
             self.transport.close()  # an idle client expects no response
         else:
-            self._refuse(ApiError(kinds.REQUEST_TOO_SLOW, f"{what} did not arrive within {seconds:g} s"))
+            late = "the headers" if self._reads_head else f"the body, or {self.piece_bytes:,} bytes of it,"
+            seconds = self.head_s if self._reads_head else self.body_s
+            self._refuse(ApiError(kinds.REQUEST_TOO_SLOW, f"{late} did not arrive within {seconds:g} s"))
 
     @property
     def _is_responding(self) -> bool:
