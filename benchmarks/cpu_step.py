@@ -121,9 +121,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="what `roost serve` takes; random weights of `small` by default")
     parser.add_argument("--quantize", choices=["int8", "int4"], help="format of the matrices (bfloat16)")
-    parser.add_argument("--rows", type=int, default=32, metavar="N", help="rows of the step, 1, 8 or 32 (32)")
+    parser.add_argument("--rows", type=int, default=32, metavar="N", help="rows of the step, 1, 4, 8 or 32 (32)")
     parser.add_argument("--filled", type=int, default=600, metavar="N", help="tokens before the step in each row (600)")
-    parser.add_argument("--prefill", type=int, metavar="N", help="time a chunk of 64 or 512 tokens instead")
+    parser.add_argument("--prefill", type=int, metavar="N", help="time a chunk of 128 or 512 tokens instead")
     parser.add_argument("--busy", type=int, nargs="+", metavar="N", help="time steps of these numbers of busy slots")
     parser.add_argument(
         "--prompts", type=int, nargs="+", metavar="N", help="time first tokens of prompts of these lengths"

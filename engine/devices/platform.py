@@ -168,7 +168,8 @@ CPU_NATIVE: Final = replace(
     CPU,
     name="cpu-native",
     kernels=backends.CPU,
-    padded_sizes=StepSizes((1, 8), ((1, PREFILL_BLOCK),), (8,)),
+    # Chunks of 64 would save 3 % of a short prompt, for three more programs.
+    padded_sizes=StepSizes((1, 4, 8, 32, 128), ((1, 2 * PREFILL_BLOCK),), (8,)),
 )
 
 

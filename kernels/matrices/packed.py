@@ -35,11 +35,6 @@ class PackedMatrix(NamedTuple):
     values: Any
     scale: Float32[Any, " O"] | None
 
-    @property
-    def num_strips(self) -> int:
-        """Number of strips of 16 rows."""
-        return self.values.shape[0]
-
     def rows(self, rows: Int32[Array, "*shape"]) -> Float[Array, "*shape I"]:
         """Returns some rows, in float32 if the matrix is quantised."""
         strips, places = rows // STRIP_OUTPUTS, rows % STRIP_OUTPUTS

@@ -22,6 +22,7 @@ CALLS: Final = (
     "roost_bf16_logits",
     "roost_bf16_argmax",
     "roost_int8_gated_mlp",
+    "roost_int4_gated_mlp",
     "roost_bf16_gated_mlp",
     "roost_rms_norm",
     "roost_add_rms_norm",
@@ -32,7 +33,7 @@ CALLS: Final = (
 )
 """Names of the custom calls."""
 
-CALLS_VERSION: Final = 7
+CALLS_VERSION: Final = 8
 """Version of the calls' arguments and of their results' bits, raised together with that in csrc/handlers.cc.
 
 An editable install keeps the library that it compiled.

@@ -31,19 +31,22 @@ def product(
 
 def takes_gated_mlp(x: Array, gate_up: Matrix, gate_up_bias: Array, down: Matrix, down_bias: Array | None) -> bool:
     """Returns whether `gated_mlp` supports the matrices: packed, with whole strips of the gate and of the value."""
-    return isinstance(gate_up, PackedMatrix) and isinstance(down, PackedMatrix) and gate_up.num_strips % 2 == 0
+    is_packed = any(isinstance(gate_up, kind) and isinstance(down, kind) for kind in (PackedMatrix, PackedInt4Matrix))
+    return is_packed and gate_up_bias.size % (2 * STRIP_OUTPUTS) == 0
 
 
-def gated_mlp(
+def gated_mlp[M: (PackedMatrix, PackedInt4Matrix)](
     x: Float[Array, "*rows D"],
-    gate_up: PackedMatrix,
+    gate_up: M,
     gate_up_bias: Float32[Array, " F2"],
-    down: PackedMatrix,
+    down: M,
     down_bias: Float32[Array, " D"],
 ) -> Float[Array, "*rows D"]:
     """Computes down(gelu(gate(x)) * up(x)); see `roost.kernels.products`."""
     rows = x.reshape(-1, x.shape[-1])
-    if gate_up.scale is None or down.scale is None:
+    if isinstance(gate_up, PackedInt4Matrix):
+        y = int4_gated_mlp(rows, gate_up, gate_up_bias, down, down_bias)
+    elif gate_up.scale is None or down.scale is None:
         y = bf16_gated_mlp(rows, gate_up.values, gate_up_bias, down.values, down_bias)
     else:
         scales = gate_up.scale, down.scale
@@ -135,6 +138,17 @@ def int4_product(
     """Computes x · weightᵀ + bias with the bits of `Int4Matrix.dot`; see `roost.kernels.products`."""
     shape = (x.shape[0], weight.values.shape[0] * STRIP_OUTPUTS)
     return call("roost_int4_product", shape, dtype, x, weight.values, weight.scale, _or_empty(bias))
+
+
+def int4_gated_mlp(
+    x: Float[Array, "R D"],
+    gate_up: PackedInt4Matrix,
+    gate_up_bias: Float32[Array, " F2"],
+    down: PackedInt4Matrix,
+    down_bias: Float32[Array, " D"],
+) -> Float[Array, "R D"]:
+    """Computes down(gelu(gate(x)) * up(x)) with packed matrices in 4 bits; see `int8_gated_mlp` and `int4_product`."""
+    return call("roost_int4_gated_mlp", x.shape, x.dtype, x, *gate_up, gate_up_bias, *down, down_bias)
 
 
 def takes_output_layer(x: Array, weight: Matrix, cap: float | None) -> bool:

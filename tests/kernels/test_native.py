@@ -441,21 +441,6 @@ def test_a_gated_mlp_in_bfloat16_equals_float64(seed: int, rows: int, width: int
     np.testing.assert_array_equal(np.asarray(alone, np.float64), actual[-1:])
 
 
-@given(seed=SEEDS, rows=ROWS, width=st.sampled_from([16, 64, 144]), kind=TYPES)
-@examples(5, sweep=15)
-def test_a_gated_mlp_in_int8_is_its_products(seed: int, rows: int, width: int, kind: str) -> None:
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(rows, 48)).astype(kind)
-    gate_up, down = (quantize_on_host(rng.normal(size=shape).astype("f4")) for shape in ((2 * width, 48), (48, width)))
-    biases = [rng.normal(size=n).astype(np.float32) for n in (2 * width, 48)]
-    weights = (packed(gate_up.values), gate_up.scale, biases[0], packed(down.values), down.scale, biases[1])
-    actual = np.asarray(int8_gated_mlp(x, *weights), np.float64)
-    gate, up = np.split(int8(x, *gate_up, biases[0]).astype(np.float64), 2, axis=1)
-    gelu = 0.5 * gate * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (gate + 0.044715 * gate**3)))
-    expected = int8((gelu * up).astype(kind), *down, biases[1])
-    np.testing.assert_allclose(actual, expected, atol=0.02 * np.abs(expected).max())  # a rounding may differ
-
-
 def weight_in(dtype: str, seed: int, outputs: int, inputs: int) -> Any:
     """Draws a packed matrix."""
     values = np.random.default_rng(seed).normal(size=(outputs, inputs)).astype(np.float32)
@@ -465,6 +450,31 @@ def weight_in(dtype: str, seed: int, outputs: int, inputs: int) -> Any:
         "int4": lambda: Int4Matrix.quantize(values),
     }
     return packing.pack_param(matrices[dtype]())
+
+
+QUANTIZED = st.sampled_from([("int8", 16), ("int8", 64), ("int8", 144), ("int4", 32), ("int4", 64), ("int4", 160)])
+
+
+@given(seed=SEEDS, rows=ROWS, quantized=QUANTIZED, kind=TYPES)
+@examples(8, sweep=24)
+def test_a_quantized_gated_mlp_is_its_products(seed: int, rows: int, quantized: tuple[str, int], kind: str) -> None:
+    dtype, width = quantized
+    x = draw(seed, rows, 96).astype(kind)
+    gate_up, down = weight_in(dtype, seed, 2 * width, 96), weight_in(dtype, seed + 1, 96, width)
+    biases = [draw(seed, n).astype(np.float32) for n in (2 * width, 96)]
+
+    @jit
+    def products(x: jax.Array, weight: Any, bias: jax.Array) -> jax.Array:
+        return product(x, weight, bias, F32, CPU)
+
+    mlp = jit(lambda x, *weights: gated_mlp(x, *weights, CPU))
+    actual = np.asarray(mlp(x, gate_up, biases[0], down, biases[1]), np.float64)
+    gate, up = np.split(np.asarray(products(x, gate_up, biases[0]), np.float64), 2, axis=1)
+    gelu = 0.5 * gate * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (gate + 0.044715 * gate**3)))
+    expected = np.asarray(products((gelu * up).astype(kind), down, biases[1]), np.float64)
+    np.testing.assert_allclose(actual, expected, atol=0.02 * np.abs(expected).max())  # a rounding may differ
+    alone = mlp(x[-1:], gate_up, biases[0], down, biases[1])
+    np.testing.assert_array_equal(np.asarray(alone, np.float64), actual[-1:])
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,18 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(int8_gated_mlp), Int8GatedMlpImpl,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::AnyBuffer>());
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(int4_gated_mlp), Int4GatedMlpImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::U8>>()
+                                  .Arg<ffi::Buffer<ffi::F16>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::U8>>()
+                                  .Arg<ffi::Buffer<ffi::F16>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::AnyBuffer>());
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(bf16_gated_mlp), Bf16GatedMlpImpl,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
@@ -192,7 +204,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ROOST_CALL(prefill_attention), PrefillAttentionImp
 #ifndef ROOST_AVX2
 
 // Returns the version of the calls' arguments and bits, which is `CALLS_VERSION` in library.py.
-extern "C" int roost_calls_version() { return 7; }
+extern "C" int roost_calls_version() { return 8; }
 
 // Returns whether this processor can run `PairKernel`.
 extern "C" int roost_has_pairs() { return HasPairs(); }

@@ -1,4 +1,5 @@
 // Products of activations with packed matrices in 4 bits: y `[R, O]` is x `[R, I]` times a matrix `[O, I]`, plus a bias.
+// Holds the calls `int4_product` and `int4_gated_mlp`.
 //
 // A packed matrix is `[O / 16, I / 8, 16, 4]`, as `pack_int4` in packed.py makes it: a register has eight inputs of
 // sixteen outputs, the first four in the lower halves of the bytes, each with 8 added. Scales are `[O / 16, G, 16]` in
@@ -12,6 +13,7 @@
 #include <cstring>
 #include <vector>
 
+#include "activations.h"
 #include "buffers.h"
 #include "packed_matrix.h"
 #include "products.h"
@@ -78,16 +80,17 @@ ROOST_INLINE Floats AddScaled(Floats total, Ints sums, Floats scale) {
   return Plus(total, Apart(Times(ToFloats(sums), scale)));
 }
 
-// Computes outputs [o, o + 16 * Parts) of rows [r, r + Rows), or of fewer rows at the end. `Fetch` is for the first rows.
-template <bool Fetch, int Parts, int Rows, typename Y>
-ROOST_INLINE void Int4Tile(const Int4Strips& w, int64_t o, const Int4Rows& x, int64_t r, int64_t rows,
-                           const float* bias, Y* y, int64_t outputs) {
-  const int64_t registers = w.group_registers(), strip = o / kStripOutputs;
+// Computes some strips for rows [r, r + Rows), or for fewer rows at the end, and calls store(sums, r) with each row's.
+// `Fetch` is for the first rows.
+template <bool Fetch, int Parts, int Rows, typename StoreRow>
+ROOST_INLINE void Int4Tile(const Int4Strips& w, const int64_t (&strips)[Parts], const Int4Rows& x, int64_t r,
+                           int64_t rows, const StoreRow& store) {
+  const int64_t registers = w.group_registers();
   const uint8_t* at[Parts];
   const int8_t* taken[Rows];
   int64_t row[Rows];
   Floats totals[Rows][Parts] = {};
-  for (int p = 0; p < Parts; ++p) at[p] = w.values + (strip + p) * w.strip_bytes();
+  for (int p = 0; p < Parts; ++p) at[p] = w.values + strips[p] * w.strip_bytes();
   for (int i = 0; i < Rows; ++i) taken[i] = x.values + (row[i] = std::min(r + i, rows - 1)) * w.inputs;
   for (int64_t g = 0; g < w.groups; ++g) {
     Ints sums[Rows][Parts];
@@ -99,7 +102,7 @@ ROOST_INLINE void Int4Tile(const Int4Strips& w, int64_t o, const Int4Rows& x, in
     AddInt4Group<Fetch, Parts, Rows>(at, taken, registers, sums);
     ROOST_UNROLL
     for (int p = 0; p < Parts; ++p) {
-      const uint16_t* const scales = w.scales + ((strip + p) * w.groups + g) * kStripOutputs;
+      const uint16_t* const scales = w.scales + (strips[p] * w.groups + g) * kStripOutputs;
       const Floats scale = LoadHalf(scales);
       ROOST_UNROLL
       for (int i = 0; i < Rows; ++i) totals[i][p] = AddScaled(totals[i][p], sums[i][p], scale);
@@ -108,20 +111,32 @@ ROOST_INLINE void Int4Tile(const Int4Strips& w, int64_t o, const Int4Rows& x, in
     for (int i = 0; i < Rows; ++i) taken[i] += registers * kInt4Inputs;
   }
   for (int i = 0; i < Rows && r + i < rows; ++i) {
-    for (int p = 0; p < Parts; ++p) {
-      const int64_t from = o + p * kStripOutputs;
-      const Floats scaled = Apart(Times(totals[i][p], Splat(x.scales[r + i])));
-      Store(y + (r + i) * outputs + from, AddBias(scaled, bias, from));
-    }
+    Floats scaled[Parts];
+    for (int p = 0; p < Parts; ++p) scaled[p] = Apart(Times(totals[i][p], Splat(x.scales[r + i])));
+    store(scaled, r + i);
   }
+}
+
+// Computes some strips for all rows.
+template <int Parts, int Rows, typename StoreRow>
+ROOST_INLINE void Int4Tiles(const Int4Strips& w, const int64_t (&strips)[Parts], const Int4Rows& x, int64_t rows,
+                            const StoreRow& store) {
+  Int4Tile<true, Parts, Rows>(w, strips, x, 0, rows, store);
+  for (int64_t r = Rows; r < rows; r += Rows) Int4Tile<false, Parts, Rows>(w, strips, x, r, rows, store);
 }
 
 // Computes outputs [o, o + 16 * Parts) of all rows.
 template <int Parts, int Rows, typename Y>
 ROOST_INLINE void Int4Outputs(const Int4Strips& w, int64_t o, const Int4Rows& x, int64_t rows, const float* bias, Y* y,
                               int64_t outputs) {
-  Int4Tile<true, Parts, Rows>(w, o, x, 0, rows, bias, y, outputs);
-  for (int64_t r = Rows; r < rows; r += Rows) Int4Tile<false, Parts, Rows>(w, o, x, r, rows, bias, y, outputs);
+  int64_t strips[Parts];
+  for (int p = 0; p < Parts; ++p) strips[p] = o / kStripOutputs + p;
+  Int4Tiles<Parts, Rows>(w, strips, x, rows, [&](const Floats(&sums)[Parts], int64_t r) {
+    for (int p = 0; p < Parts; ++p) {
+      const int64_t from = o + p * kStripOutputs;
+      Store(y + r * outputs + from, AddBias(sums[p], bias, from));
+    }
+  });
 }
 
 // Computes outputs [begin, end) of all rows, `Parts` strips and `Rows` rows at a time; both bounds are multiples of 16.
@@ -181,12 +196,62 @@ void MultiplyInt4(ffi::ThreadPool& pool, const X* x, int64_t all_rows, const Int
   RepeatLast(y, rows, all_rows, outputs);
 }
 
+// Computes gelu(gate) * up for outputs [begin, end) of the gate, which is the first half of the matrix; up is the second.
+template <int Rows, typename Y>
+void Int4Gated(const Int4Strips& w, int64_t begin, int64_t end, const Int4Rows& x, int64_t rows, const float* bias,
+               Y* y, int64_t width) {
+  for (int64_t o = begin; o < end; o += kStripOutputs) {
+    const int64_t strips[2] = {o / kStripOutputs, (width + o) / kStripOutputs};
+    Int4Tiles<2, Rows>(w, strips, x, rows, [&](const Floats(&sums)[2], int64_t r) {
+      const Floats up = AddBias(sums[1], bias, width + o);
+      Store(y + r * width + o, Times(Gelu(AddBias(sums[0], bias, o)), up));
+    });
+  }
+}
+
+// Computes `GatedMlp` of gated_mlp.h with packed matrices in 4 bits.
+template <typename X>
+void Int4GatedMlp(ffi::ThreadPool& pool, const X* x, int64_t all_rows, const Int4Strips& gate_up,
+                  const float* gate_up_bias, const Int4Strips& down, const float* down_bias, X* y, int64_t outputs) {
+  const int64_t rows = DistinctRows(x, all_rows, gate_up.inputs), width = down.inputs;
+  thread_local std::vector<X> scratch;
+  Grow(scratch, rows * width);
+  X* const inner = scratch.data();
+  const Int4Rows prepared = PrepareInt4(pool, x, rows, gate_up);
+  InPieces(pool, width, gate_up.inputs, [=](int64_t begin, int64_t end) {
+    if (rows == 1) return Int4Gated<1>(gate_up, begin, end, prepared, rows, gate_up_bias, inner, width);
+    if constexpr (!kManyRegisters) return Int4Gated<2>(gate_up, begin, end, prepared, rows, gate_up_bias, inner, width);
+    if (rows <= 4) return Int4Gated<4>(gate_up, begin, end, prepared, rows, gate_up_bias, inner, width);
+    Int4Gated<8>(gate_up, begin, end, prepared, rows, gate_up_bias, inner, width);
+  });
+  MultiplyInt4(pool, inner, rows, down, down_bias, y, outputs);
+  RepeatLast(y, rows, all_rows, outputs);
+}
+
+Int4Strips Int4StripsOf(const ffi::Buffer<ffi::U8>& w, const ffi::Buffer<ffi::F16>& scale, int64_t inputs) {
+  return {w.typed_data(), reinterpret_cast<const uint16_t*>(scale.untyped_data()), inputs, scale.dimensions()[1]};
+}
+
 ffi::Error Int4ProductImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> w,
                            ffi::Buffer<ffi::F16> scale, ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::AnyBuffer> y) {
-  const auto* const scales = reinterpret_cast<const uint16_t*>(scale.untyped_data());
-  const Int4Strips strips{w.typed_data(), scales, x.dimensions()[1], scale.dimensions()[1]};
+  const Int4Strips strips = Int4StripsOf(w, scale, x.dimensions()[1]);
   WithTypes(x, *y, [&](const auto* from, auto* to) {
     MultiplyInt4(pool, from, x.dimensions()[0], strips, BiasOf(bias), to, y->dimensions()[1]);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error Int4GatedMlpImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> gate_up,
+                            ffi::Buffer<ffi::F16> gate_up_scale, ffi::Buffer<ffi::F32> gate_up_bias,
+                            ffi::Buffer<ffi::U8> down, ffi::Buffer<ffi::F16> down_scale,
+                            ffi::Buffer<ffi::F32> down_bias, ffi::Result<ffi::AnyBuffer> y) {
+  const int64_t width = static_cast<int64_t>(gate_up_bias.element_count()) / 2;
+  const Int4Strips first = Int4StripsOf(gate_up, gate_up_scale, x.dimensions()[1]);
+  const Int4Strips second = Int4StripsOf(down, down_scale, width);
+  WithType(x, [&](auto* from) {
+    auto* const to = static_cast<decltype(from)>(y->untyped_data());
+    Int4GatedMlp(pool, from, x.dimensions()[0], first, gate_up_bias.typed_data(), second, BiasOf(down_bias), to,
+                 y->dimensions()[1]);
   });
   return ffi::Error::Success();
 }

@@ -84,7 +84,7 @@ def test_layer_slices(depth: int, size: int | None, slices: list[tuple[int, int]
 def test_a_cpu_prefills_prompts_one_by_one_and_in_slices_of_the_layers() -> None:
     alone = served_by(CPU, model=FOUR_LAYERS, prefill_chunk=256)
     assert alone.prefill_shapes == ((1, 64), (1, 128), (1, 256))
-    assert served_by(CPU_NATIVE, prefill_chunk=256).prefill_shapes == ((1, 64), (1, 256))
+    assert served_by(CPU_NATIVE, prefill_chunk=256).prefill_shapes == ((1, 128), (1, 256))
     assert (alone.limits().prefill_rows, alone.limits().prefill_layer_slices) == (1, 2)
     for platform in (TPU, CPU_MESH):
         others = served_by(platform, model=FOUR_LAYERS, prefill_chunk=256).limits()
@@ -142,11 +142,14 @@ def test_a_round_with_drafts_copies_no_ring() -> None:
     ("platform", "slots", "steps"),
     [
         *((CPU, slots, steps) for slots, steps in ((1, (1, 2)), (4, (1, 4)), (33, (1, 4, 8, 16, 32, 33)))),
-        *((CPU_NATIVE, slots, steps) for slots, steps in ((4, (1, 4)), (8, (1, 8)), (33, (1, 8, 33)))),
+        *(
+            (CPU_NATIVE, slots, steps)
+            for slots, steps in ((4, (1, 4)), (32, (1, 4, 8, 32)), (200, (1, 4, 8, 32, 128, 200)))
+        ),
     ],
 )
 def test_steps_of_cpus(platform: Platform, slots: int, steps: tuple[int, ...]) -> None:
-    """With native kernels, idle rows cost little, so that fewer steps are compiled; the scheduler knows all sizes."""
+    """With native kernels, idle rows cost little, so that fewer steps are compiled. The scheduler knows all sizes."""
     served = served_by(platform, slots)
     assert served.decode_rows == steps
     assert served.limits().decode_rows == served_by(CPU, slots).decode_rows
