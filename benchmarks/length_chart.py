@@ -24,14 +24,13 @@ sys.path[:0] = [str(HERE / "peers"), str(ROOT / "tools")]
 
 from contestants import Contestant  # noqa: E402
 from draw_pictures import draw_lengths  # noqa: E402
-from environments import ENVIRONMENTS, prepare  # noqa: E402
+from environments import ENVIRONMENTS, WORK, prepare  # noqa: E402
 from measure import pin, write_configs  # noqa: E402
 from models import LLAMA, SMALL  # noqa: E402
 from results_page import commit  # noqa: E402
 from roost_at_length import PROMPT  # noqa: E402
 
 PEERS: Final = HERE / "peers"
-WORK: Final = PEERS / ".work"
 CHART: Final = HERE.parent / "docs/pictures/length.svg"
 LIMIT_S: Final = 1800.0
 
@@ -45,7 +44,7 @@ def main() -> None:
     options = arguments()
     document = opening("length", {name: getattr(options, name) for name in ("rows", "lengths", "window", "threads")})
     document |= {"tree": commit(), "curves": kept_curves(options.json, document["options"])}
-    WORK.mkdir(exist_ok=True)
+    WORK.mkdir(parents=True, exist_ok=True)
     write_configs(WORK)
     pin(options.threads)
     for pair in options.pairs:

@@ -152,7 +152,9 @@ def measure(tree: Tree, tests: Sequence[str]) -> Reached:
     folder = tree.path / "coverage"
     folder.mkdir()
     (tree.path / "contexts_of_files.py").write_text(_PLUGIN)
-    run = ["-m", "coverage", "run", f"--source={','.join(SOURCES)}", "-m", "pytest", "-p", "contexts_of_files"]
+    settings = tree.path / "coverage.ini"  # pyproject.toml's would import packages, and NumPy a second time
+    settings.write_text(f"[run]\npatch = subprocess\nsource = {','.join(str(tree.root / room) for room in SOURCES)}\n")
+    run = ["-m", "coverage", "run", f"--rcfile={settings}", "-m", "pytest", "-p", "contexts_of_files"]
     tree.run(*run, *PYTEST, *tests, COVERAGE_FILE=str(folder / "data"))
     data = coverage.CoverageData(no_disk=True)
     for file in folder.iterdir():

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-VENVS = HERE / ".venvs"
+WORK = HERE.parents[1] / "build" / "peers"
+VENVS = WORK / "environments"
 REQUIREMENTS = HERE / "requirements"
 
 

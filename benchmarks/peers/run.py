@@ -3,9 +3,9 @@
     python benchmarks/peers/run.py [--only NAME …] [--quick] [--json FILE] [--results benchmarks/RESULTS.md]
 
 Run it with Roost's own Python (`.venv/bin/python`). The first run creates an environment for every peer under
-`benchmarks/peers/.venvs`, from locked requirements; torch is installed by name, from where pip finds it: pass
-`--index-url` with an index of builds for CPUs, if pip's default has others. A peer that cannot be installed or crashes
-loses its own rows only. All contestants of a stage are loaded once; while one is timed, the others are suspended.
+`build/peers`, from locked requirements; torch is installed by name, from where pip finds it: pass `--index-url` with an
+index of builds for CPUs, if pip's default has others. A peer that cannot be installed or crashes loses its own rows
+only. All contestants of a stage are loaded once; while one is timed, the others are suspended.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from environments import HERE, lock_all, say
+from environments import HERE, WORK, lock_all, say
 from measure import Found, Options, expected_seconds, measure, pin
 from page import draw, draw_targets, markdown, tables
 from plan import FAMILIES
@@ -83,9 +83,9 @@ def run(options: argparse.Namespace) -> Mapping[str, Any]:
             quick=options.quick,
             threads=options.threads,
             index=["--index-url", options.index_url] if options.index_url else [],
-            work=HERE / ".work",
+            work=WORK,
             cache=Path(folder),
-            logs=HERE / ".work",
+            logs=WORK,
         )
         kept = {"families": wanted.families, "rounds": wanted.rounds, "quick": wanted.quick, "threads": wanted.threads}
         document = opening("peers", kept)

@@ -35,7 +35,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_launches_of_a_small_model(config: Path) -> None:
-    command = [sys.executable, str(ROOT / "tools" / "programs" / "gpu_programs.py"), "--model", str(config), "--json"]
+    command = [sys.executable, str(ROOT / "tools" / "programs" / "gpu_programs.py"), "--model", str(config)]
     options = ["--card", "l4", "--slots", "32", "--prefill-chunk", "128", "--programs", "decode-8", "prefill-1x128"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True, timeout=1700)
     decode, prefill = (json.loads(line) for line in done.stdout.splitlines())
@@ -61,7 +61,7 @@ def test_launches_of_a_small_model(config: Path) -> None:
 
 def test_int8_matrices_are_multiplied_in_int8(config: Path) -> None:
     """All products of layers, and those of the logits with and without a sampler."""
-    command = [sys.executable, str(ROOT / "tools" / "programs" / "gpu_programs.py"), "--model", str(config), "--json"]
+    command = [sys.executable, str(ROOT / "tools" / "programs" / "gpu_programs.py"), "--model", str(config)]
     options = ["--card", "h100", "--slots", "32", "--quantize", "int8", "--programs", "decode-8"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True, timeout=1700)
     layers = len(open_model(f"random:{config}").config.block_types)

@@ -3,7 +3,7 @@
 Requires JAX's CUDA plugin (`pip install '.[cuda13]'`), but no GPU.
 
     python tools/programs/gpu_programs.py --model 2b|9b --card h100|a100|l4 [--quantize int8] [--kv-dtype int8]
-        [--slots N] [--programs decode-128 prefill-1x512 ...] [--busy 1 64 ...] [--json]
+        [--slots N] [--programs decode-128 prefill-1x512 ...] [--busy 1 64 ...] > results.jsonl
     python tools/programs/gpu_programs.py --markdown results.jsonl... [--page benchmarks/gpu-programs.md]
 
 The programs are those that `roost serve` compiles on the card: same options, donation, sampling branches and, without
@@ -152,8 +152,7 @@ def main() -> None:
     arguments.add_argument(
         "--busy", nargs="+", type=int, default=[], help="busy slots, each number in the smallest program that has them"
     )
-    arguments.add_argument("--json", action="store_true", help="one line per program")
-    arguments.add_argument("--markdown", nargs="+", type=Path, help="print tables of files that --json wrote")
+    arguments.add_argument("--markdown", nargs="+", type=Path, help="print tables of files with such lines")
     arguments.add_argument("--page", type=Path, help="put the tables of --markdown in the place of a page's tables")
     options = arguments.parse_args()
     if options.markdown:
@@ -163,19 +162,12 @@ def main() -> None:
         else:
             print(as_markdown(rows))
         return
-    rows = []
     for row in measure(options):
-        rows.append(row)
-        if options.json:
-            print(orjson.dumps(asdict(row)).decode(), flush=True)
-        else:
-            print(f"{row.program}: {row.launches} launches", file=sys.stderr)
-    if not options.json:
-        print(as_markdown(rows))
+        print(orjson.dumps(asdict(row)).decode(), flush=True)
 
 
 def parse_row(line: bytes) -> Row:
-    """Returns a row that `--json` printed."""
+    """Returns a row that was printed."""
     fields = orjson.loads(line)
     kernels = tuple(KernelResources(**kernel) for kernel in fields["kernels"])
     return Row(**fields | {"kernels": kernels, "parts": tuple(Part(**part) for part in fields["parts"])})

@@ -3,12 +3,12 @@
 Requires libtpu, but no TPU.
 
     python tools/programs/tpu_programs.py --model 2b --chip v5e [--quantize int8] [--kv-dtype int8] [--slots N]
-        [--rows 8 128] [--busy 129 256] [--json]
+        [--rows 8 128] [--busy 129 256] > results.jsonl
     python tools/programs/tpu_programs.py --markdown results.jsonl...
 
 The programs are those that `roost serve` compiles on the chip: same options, donation, sampling branches and, with the
-`--slots` that `roost plan --verify` reports, number of slots. Every decode program and the prefill program of a whole
-chunk are compiled once each.
+`--slots` that `roost plan --verify` reports, number of slots. Every program of decode and prefill is
+compiled once.
 
 `greedy` and `sampled` (temperature and top-p 0.9 in every row) are the same decode program. Its text is costed
 instruction by instruction (`tpu_hlo`), and of the conditional around the sampler only the branch that runs. The
@@ -37,7 +37,6 @@ its prefill, the program of its first token, and its share of 128 decode steps a
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -99,7 +98,7 @@ class Row:
       model: Name of the model.
       chip: Name of the chip.
       slots: Number of slots of the pool.
-      program: "decode", "prefill", "first token" or "mixed".
+      program: "decode", "prefill", "score", "first token" or "mixed".
       rows: Slots that the program computes, or prompts that it prefills.
       busy: Rows with a request.
       tokens: Tokens that one run generates or prefills; of "mixed", those of the request.
@@ -154,30 +153,21 @@ def main() -> None:
         "--busy", nargs="+", type=int, default=[], help="busy slots, each number in the smallest program that has them"
     )
     arguments.add_argument("--programs", nargs="+", choices=KINDS, default=KINDS)
-    arguments.add_argument("--prefill-chunk", type=int, default=EngineConfig().prefill_chunk)
-    arguments.add_argument("--json", action="store_true", help="one line per row")
-    arguments.add_argument("--markdown", nargs="+", type=Path, help="print tables of files that --json wrote")
+    arguments.add_argument("--markdown", nargs="+", type=Path, help="print tables of files with such lines")
     options = arguments.parse_args()
     if options.markdown:
         print(as_markdown([orjson.loads(line) for path in options.markdown for line in path.open("rb")]))
         return
-    rows = []
     for row in measure(options):
-        rows.append(asdict(row))
-        if options.json:
-            print(orjson.dumps(asdict(row)).decode(), flush=True)
-        else:
-            print(f"{row.program} x {row.rows}, {row.sampling}, {row.window} windows", file=sys.stderr)
-    if not options.json:
-        print(as_table(rows))
+        print(orjson.dumps(asdict(row)).decode(), flush=True)
 
 
 def measure(options: argparse.Namespace) -> Iterator[Row]:
-    """Compiles the decode programs in rising order of rows, then the prefill program of a whole chunk."""
+    """Compiles the decode programs in rising order of rows, then those of prefill."""
     with dumped_schedules() as folder:
         devices = open_chips(options.chip, ONE_DEVICE)
         source = open_model(f"random:{options.model}").with_kv_dtype(options.kv_dtype)
-        config = EngineConfig(quantize=options.quantize, kv_dtype=options.kv_dtype, prefill_chunk=options.prefill_chunk)
+        config = EngineConfig(quantize=options.quantize, kv_dtype=options.kv_dtype)
         slots = options.slots or planned_slots(source.config, options.chip, options.quantize)
         with served_on(devices, source, config, slots) as served:
             bench = Bench(served, options.chip, options.quantize, options.model, folder)
@@ -189,7 +179,8 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
                     if busy not in wanted:
                         yield bench.decode_busy(busy)
             if "prefill" in options.programs:
-                yield bench.prefill(PrefillShape(1, options.prefill_chunk))
+                yield from map(bench.prefill, served.prefill_shapes)
+                yield bench.head("score", served.prefill_tokens, served.programs.score)
             if "mixed" in options.programs:
                 yield from bench.mixed()
 
@@ -248,7 +239,8 @@ class Bench:
     def mixed(self) -> Iterator[Row]:
         """Yields the parts of the request of `MIXED_PROMPT` and `MIXED_REPLY` that have no row yet, and its own row."""
         rows, position = max(self.served.programs.decode), MIXED_PROMPT + MIXED_REPLY // 2
-        first, step = self._first_token(), self._decode_row(rows, rows, position, f"at {position}")
+        first = self.head("first token", 1, self.served.programs.first_token)
+        step = self._decode_row(rows, rows, position, f"at {position}")
         yield from (first, step)
         together = max(1.0, min(MAX_PREFILL_ROWS, rows / MIXED_REPLY))  # prompts that end between two decode steps
         shares = {self.prefill(PrefillShape(1, MIXED_PROMPT)): 1.0, first: 1 / together, step: MIXED_REPLY / rows}
@@ -273,19 +265,21 @@ class Bench:
         attended = Attended(busy / rows, position, visited_share(position, self._window))
         return self._measured(row, self._compile(self.served.programs.decode[rows]), attended)
 
-    def _first_token(self) -> Row:
-        """Returns the row of the program that samples the first token of up to 8 prompts: here, of one."""
-        program, table = self.served.programs.first_token, self.served.params["embedding"]
-        return self._measured(self._row("first token", 1, 1, floor_bytes=size(table)), self._compile(program))
+    def head(self, name: str, tokens: int, program: Program[Any]) -> Row:
+        """Returns the row of a program that reads the embedding alone, for tokens of one prompt."""
+        row = self._row(name, 1, tokens, floor_bytes=size(self.served.params["embedding"]))
+        return self._measured(row, self._compile(program))
 
     def prefill(self, shape: PrefillShape) -> Row:
-        """Returns the row of the program for a chunk of one prompt; scoring its tokens is another program."""
+        """Returns the row of the program for a chunk of each of some prompts; scoring tokens is another program."""
         model = self.served
         (program,) = self.served.programs.prefill[shape]
         table = model.params["embedding"]
         looked_up = shape.length * model.config.width * jax.tree.leaves(table)[0].dtype.itemsize
-        floor = size(model.params) - size(table) + looked_up + state_bytes(model.config, model.dtype.itemsize)
-        return self._measured(self._row("prefill", 1, shape.length, floor_bytes=floor), self._compile(program))
+        each = looked_up + state_bytes(model.config, model.dtype.itemsize)
+        floor = size(model.params) - size(table) + shape.rows * each
+        row = self._row("prefill", shape.rows, shape.rows * shape.length, floor)
+        return self._measured(row, self._compile(program))
 
     def _row(self, program: str, rows: int, tokens: int, floor_bytes: int) -> Row:
         kv_dtype = self.served.config.kv_dtype or self.served.dtype.name
@@ -471,7 +465,7 @@ def limit(row: Fields) -> str:
 
 def _name(row: Fields) -> str:
     """Returns the name of a row's program; of a request, with the tokens of its prompt and reply."""
-    names = {"prefill": f"prefill {row['tokens']}", "mixed": "mixed 512 + 128, a request"}
+    names = {"prefill": f"prefill {row['tokens'] // row['rows']}", "mixed": "mixed 512 + 128, a request"}
     return names.get(row["program"], row["program"])
 
 
