@@ -23,10 +23,10 @@ def test_rows_of_a_tiny_model() -> None:
     config = ROOT / "tests" / "golden" / "tiny-a" / "hf" / "config.json"
     options = ("--slots", "32", "--rows", "32", "--busy", "20")
     rows = measured("--model", str(config), *options)
-    programs = [*["decode"] * 4, *["prefill"] * 3, "score", "first token", "decode", "mixed"]
+    programs = [*["decode"] * 4, *["prefill"] * 5, "score", "first token", "decode", "mixed"]
     assert [row["program"] for row in rows] == programs
-    assert [(row["rows"], row["tokens"]) for row in rows[4:7]] == [(1, 256), (8, 512), (1, 512)]
-    greedy, sampled, quarter, some, _, _, prefill, _, first, step, request = rows
+    assert [(row["rows"], row["tokens"]) for row in rows[4:9]] == [(4, 256), (2, 256), (1, 256), (8, 512), (1, 512)]
+    greedy, sampled, quarter, some, *_, prefill, _, first, step, request = rows
     assert [row["sampling"] for row in rows[:4]] == ["greedy", "sampled", "greedy", "greedy"]
     assert (greedy["rows"], greedy["window"], quarter["window"]) == (32, "full", "quarter")
     assert (greedy["kv_dtype"], greedy["quantize"], prefill["tokens"]) == ("bfloat16", None, 512)
