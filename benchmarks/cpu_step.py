@@ -301,7 +301,7 @@ def measured_rates(quantize: str | None) -> Rates:
     def fastest(rows: int, outputs: int, inputs: int) -> float:
         packed = packed_shape((outputs, inputs), jnp.dtype("int8" if quantize else "bfloat16"))
         values = jnp.zeros(packed.shape, packed.dtype)
-        x, f32 = jnp.ones((rows, inputs), jnp.bfloat16), jnp.dtype("float32")
+        x, f32 = jax.random.normal(jax.random.key(0), (rows, inputs), jnp.bfloat16), jnp.dtype("float32")
         if quantize:
             product = jax.jit(lambda x, w, s: native.int8_product(x, w, s, None, f32))
             inputs_of = (x, values, jnp.ones(outputs, jnp.float32))
