@@ -344,7 +344,13 @@ class SimulatedRunner:
         return RowResult(prompt_logprobs=self._scores(chunk), block_states=states)
 
     def _padded_tokens(self, chunks: Sequence[PrefillChunk]) -> int:
-        """Returns the number of tokens of the compiled shape that fits the chunks; 0 if they have none."""
+        """Returns the number of tokens of the compiled shape that fits the chunks; 0 if they have none.
+
+        Where the settings have a rate, it is the number in the chunks' blocks: a shape for few tokens takes as long as
+        reading the weights, which a rate does not know.
+        """
+        if self._durations.simulation.prefill_tokens_per_s is not None:
+            return sum(-(-chunk.length // PREFILL_BLOCK) * PREFILL_BLOCK for chunk in chunks)
         if not any(chunk.length for chunk in chunks):
             return 0
         shape, _, _ = self.served.prefill_places(chunks)

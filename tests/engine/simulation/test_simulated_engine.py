@@ -20,6 +20,7 @@ from roost.engine import (
     load_engine,
     open_model,
 )
+from roost.engine.simulation import SimulatedDevice
 
 FAST = Simulation.parse("step_ms=0.01,prefill_tokens_per_s=1e9")
 PROMPT = tuple(range(7, 207))
@@ -75,6 +76,21 @@ def test_forks_and_log_probabilities_have_their_shapes() -> None:
     assert [entry.top[0][0] for entry in entries] == tokens_of(found["a"])
     assert entries[0].named == ((9, -1.0),)
     assert tokens_of(found["b"]) == tokens_of(found["c"]) != tokens_of(found["a"])
+
+
+def test_a_rate_counts_the_blocks_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds: list[float] = []
+    dispatch = SimulatedDevice.dispatch
+
+    def record(device: SimulatedDevice, duration: float) -> float:
+        seconds.append(duration)
+        return dispatch(device, 0.0)
+
+    monkeypatch.setattr(SimulatedDevice, "dispatch", record)
+    slow = Simulation.parse("step_ms=1,prefill_tokens_per_s=64")
+    core = load_engine(open_model("demo"), EngineConfig(slots=4, simulate=slow))
+    outputs_of(core, request(prompt=PROMPT[:70], max_tokens=1))
+    assert sum(seconds) == pytest.approx(2.0)
 
 
 def test_snapshots_count_their_true_size_and_take_none() -> None:
