@@ -81,8 +81,9 @@ def _walk(
     flops: int,
     transcendentals: int,
     interpret: Any,
+    limit: int = 0,
 ) -> Array:
-    """Runs a kernel for every step of every block of rows.
+    """Runs a kernel for every step of every block of rows, with matrices in main memory.
 
     Args:
       name: Name of the kernel in compiled programs.
@@ -98,11 +99,14 @@ def _walk(
       tile_bytes: Bytes of on-chip memory that the tiles take.
       flops, transcendentals: For the cost estimate.
       interpret: See `pallas_call`.
+      limit: Bytes of on-chip memory in which XLA keeps nothing while the kernel runs, if that is more than it takes.
     """
     (rows, width), (columns, column) = x.shape, out_tile
     block = block_of_rows(rows, row_bytes, tile_bytes)
     blocks, block_bytes = pl.cdiv(rows, block), block * row_bytes + tile_bytes
+    limit = max(limit, block_bytes + block_bytes // 8 + _RESERVE)
     weights = {id(each.array): each.array.nbytes for each in streamed}
+    matrices = {id(each.array): _in_main_memory(each.array, interpret) for each in streamed if each.block[0] > 1}
     return pl.pallas_call(
         kernel,
         out_shape=out,
@@ -113,9 +117,7 @@ def _walk(
         ],
         out_specs=pl.BlockSpec((block, columns), lambda r, s: (r, column(s))),
         scratch_shapes=[*scratch(block)],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=block_bytes + block_bytes // 8 + _RESERVE
-        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=limit),
         cost_estimate=pl.CostEstimate(
             flops=flops,
             bytes_accessed=blocks * sum(weights.values()) + x.nbytes + out.size * out.dtype.itemsize,
@@ -123,7 +125,7 @@ def _walk(
         ),
         interpret=interpret,
         name=name,
-    )(x, *(each.array for each in streamed))
+    )(x, *(matrices.get(id(each.array), each.array) for each in streamed))
 
 
 def block_of_rows(rows: int, row_bytes: int, tile_bytes: int) -> int:
@@ -161,7 +163,7 @@ def int8_product_tpu(
         "int8_product",
         _product_kernel,
         x,
-        [_tiles(_in_main_memory(values, interpret), tile), _columns(scale[None], tile), _columns(bias[None], tile)],
+        [_tiles(values, tile), _columns(scale[None], tile), _columns(bias[None], tile)],
         pl.cdiv(outputs, tile),
         jax.ShapeDtypeStruct((rows, outputs), dtype),
         (tile, lambda step: step),
@@ -204,7 +206,7 @@ def argmax_tpu(
         "argmax",
         partial(_argmax_kernel, tokens, cap),
         x,
-        [_tiles(_in_main_memory(values, interpret), tile), _columns(scale[None], tile)],
+        [_tiles(values, tile), _columns(scale[None], tile)],
         pl.cdiv(tokens, tile),
         jax.ShapeDtypeStruct((rows, 1), jnp.int32),
         (1, lambda step: 0),
@@ -280,10 +282,9 @@ def gated_mlp_tpu(
     """
     rows, (width, hidden) = x.reshape(-1, x.shape[-1]), down.shape
     tile, (row_bytes, tile_bytes) = _float_mlp_tile(hidden), _float_mlp_bytes(x, down)
-    steps = hidden // tile
-    bias = gate_up_bias.reshape(2 * steps, 1, tile)
+    steps, bias = hidden // tile, gate_up_bias.reshape(-1, 1, tile)
     down_bias = jnp.zeros(width, jnp.float32) if down_bias is None else down_bias
-    out = _walk(
+    return _walk(
         "gated_mlp",
         _mlp_kernel,
         rows,
@@ -304,8 +305,8 @@ def gated_mlp_tpu(
         flops=6 * len(rows) * width * hidden,
         transcendentals=len(rows) * hidden,
         interpret=interpret,
-    )
-    return out.reshape(x.shape)
+        limit=96 * 2**20,  # else XLA copies whole states there, of which the program needs few rows
+    ).reshape(x.shape)
 
 
 def _mlp_kernel(
@@ -359,7 +360,6 @@ def int8_gated_mlp_tpu(
     def second(step: Any) -> Any:
         return jnp.maximum(step - steps, 0)
 
-    values, down_values = (_in_main_memory(each.values, interpret) for each in (gate_up, down))
     scale, bias = gate_up.scale[None], gate_up_bias[None]
     down_bias = jnp.zeros_like(down.scale) if down_bias is None else down_bias
     out = _walk(
@@ -367,9 +367,9 @@ def int8_gated_mlp_tpu(
         _int8_mlp_kernel,
         rows,
         [
-            *(_tiles(values, tile, half) for half in (gate, up)),
+            *(_tiles(gate_up.values, tile, half) for half in (gate, up)),
             *(_columns(each, tile, half) for each in (scale, bias) for half in (gate, up)),
-            _tiles(down_values, out_tile, second),
+            _tiles(down.values, out_tile, second),
             _columns(down.scale[None], out_tile, second),
             _columns(down_bias[None], out_tile, second),
         ],

@@ -168,7 +168,7 @@ class Cost:
 
 
 def cost_of(module: Module, computation: Computation, instruction: Instruction) -> Cost:
-    """Returns the cost of an instruction; a kernel's is its `CostEstimate`, less what lies on the chip."""
+    """Returns the cost of an instruction; a kernel's is its `CostEstimate`, less the arrays that lie on the chip."""
     if instruction.is_free:
         return Cost(0, 0, 0)
     flops, int8_ops = _products(module, computation, instruction)
@@ -217,7 +217,8 @@ def _moved(module: Module, computation: Computation, instruction: Instruction) -
     operands = _operand_types(computation, instruction)
     match instruction.opcode:
         case "custom-call" if "tpu_custom_call" in instruction.attributes:
-            on_chip = sum(x.num_bytes for x in (*operands, *instruction.outputs) if x.space)
+            read = {name: computation[name].outputs[0] for name in instruction.operands if computation[name].outputs}
+            on_chip = sum(x.num_bytes for x in (*read.values(), *instruction.outputs) if x.space)
             return max(_estimate(instruction, "bytes_accessed") - on_chip, 0)
         case "custom-call":
             return 0
