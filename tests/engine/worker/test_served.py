@@ -61,8 +61,8 @@ def test_prefill_shapes(chunk: int, shapes: set[tuple[int, int]]) -> None:
     [
         (64, {(1, 64)}),
         (128, {(2, 64), (1, 128)}),
-        (512, {(4, 64), (2, 128), (1, 256), (8, 64), (1, 512)}),
-        (1024, {(4, 64), (2, 128), (1, 256), (8, 64), (1, 512), (1, 1024)}),
+        (512, {(1, 128), (2, 128), (1, 256), (8, 64), (1, 512)}),
+        (1024, {(1, 128), (2, 128), (1, 256), (8, 64), (1, 512), (1, 1024)}),
     ],
 )
 def test_a_tpu_prefills_short_prompts_together(chunk: int, shapes: set[tuple[int, int]]) -> None:
@@ -93,8 +93,8 @@ def test_a_cpu_prefills_prompts_one_by_one_and_in_slices_of_the_layers() -> None
 
 def test_a_batch_takes_the_smallest_shape_that_fits() -> None:
     served = served_by(TPU, prefill_chunk=256)
-    assert [served.fit(rows, 65) for rows in (1, 2)] == [(1, 256), (2, 128)]
-    assert [served.fit(rows, 1) for rows in (1, 3, 4)] == [(1, 256), (4, 64), (4, 64)]
+    assert [served.fit(rows, 65) for rows in (1, 2)] == [(1, 128), (2, 128)]
+    assert [served.fit(rows, 1) for rows in (1, 2, 3, 4)] == [(1, 128), (2, 128), (4, 64), (4, 64)]
 
 
 def test_the_table_has_each_program_once() -> None:
