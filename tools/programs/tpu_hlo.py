@@ -217,8 +217,10 @@ def _moved(module: Module, computation: Computation, instruction: Instruction) -
     operands = _operand_types(computation, instruction)
     match instruction.opcode:
         case "custom-call" if "tpu_custom_call" in instruction.attributes:
-            read = {name: computation[name].outputs[0] for name in instruction.operands if computation[name].outputs}
-            on_chip = sum(x.num_bytes for x in (*read.values(), *instruction.outputs) if x.space)
+            arguments = {
+                name: computation[name].outputs[0] for name in instruction.operands if computation[name].outputs
+            }
+            on_chip = sum(x.num_bytes for x in (*arguments.values(), *instruction.outputs) if x.space)
             return max(_estimate(instruction, "bytes_accessed") - on_chip, 0)
         case "custom-call":
             return 0
