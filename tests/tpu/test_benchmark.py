@@ -25,7 +25,7 @@ def test_rows_of_a_tiny_model() -> None:
     rows = measured("--model", str(config), *options)
     programs = [*["decode"] * 4, *["prefill"] * 5, "score", "first token", "decode", "mixed"]
     assert [row["program"] for row in rows] == programs
-    assert [(row["rows"], row["tokens"]) for row in rows[4:9]] == [(4, 256), (2, 256), (1, 256), (8, 512), (1, 512)]
+    assert [(row["rows"], row["tokens"]) for row in rows[4:9]] == [(1, 128), (2, 256), (1, 256), (8, 512), (1, 512)]
     greedy, sampled, quarter, some, *_, prefill, _, first, step, request = rows
     assert [row["sampling"] for row in rows[:4]] == ["greedy", "sampled", "greedy", "greedy"]
     assert (greedy["rows"], greedy["window"], quarter["window"]) == (32, "full", "quarter")
