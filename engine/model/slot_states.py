@@ -58,17 +58,15 @@ class SlotStates:
           over_data: Whether slots of any data shard are gathered, not only of this one.
         """
 
-        axes = _axes(self.state)
+        count, local, axes = slots.shape[0], self._local(slots), _axes(self.state)
 
-        def gather_one(slot: Int32[Array, ""], fresh: Bool[Array, ""]) -> ModelState:
-            local = self._local(slot)
-            return jax.tree.map(partial(_row_if_local, fresh), axes, local, self.state)
+        def gather_one(i: Any, rows: ModelState) -> ModelState:
+            return jax.tree.map(
+                lambda axis, own, x, rows: _copy_row(axis, x, own[i], rows, i, ~fresh[i]), axes, local, self.state, rows
+            )
 
-        if slots.shape[0] == 1:
-            gathered = gather_one(slots[0], fresh[0])
-        else:
-            stacked = jax.lax.map(lambda item: gather_one(*item), (slots, fresh))
-            gathered = jax.tree.map(lambda axis, x: jnp.moveaxis(jnp.squeeze(x, 1 + axis), 0, axis), axes, stacked)
+        nothing = jax.tree.map(partial(_zero_rows, count), axes, self.state)
+        gathered = jax.lax.fori_loop(0, count, gather_one, nothing)
         return tuple(self._replicated(layer, over_data=over_data) for layer in gathered)
 
     def _replicated(self, layer: LayerState, *, over_data: bool) -> LayerState:
@@ -82,12 +80,8 @@ class SlotStates:
         local, axes = self._local(slots), _axes(self.state)
 
         def scatter_one(i: Any, old: ModelState) -> ModelState:
-            return jax.tree.map(
-                lambda axis, slots, old, new: _put_row(axis, old, new, slots[i], i), axes, local, old, state
-            )
+            return jax.tree.map(lambda axis, own, x, rows: _copy_row(axis, rows, i, x, own[i]), axes, local, old, state)
 
-        if slots.shape[0] == 1:
-            return self.map(partial(scatter_one, 0))
         return self.map(lambda old: jax.lax.fori_loop(0, slots.shape[0], scatter_one, old))
 
     def read(self, layout: StateLayout, slots: Int32[Array, " 1"]) -> RowArrays:
@@ -135,20 +129,22 @@ def _axes(state: ModelState) -> Any:
     return tuple(map(slot_axes, state))
 
 
-def _row_if_local(fresh: Bool[Array, ""], axis: int, row: Int32[Array, ""], x: Array) -> Array:
-    """Returns one row of an array; zeros if the row is fresh or outside the array."""
-    taken = _row(x, row, axis)
-    return jnp.where((row >= 0) & (row < x.shape[axis]) & ~fresh, taken, jnp.zeros_like(taken))
-
-
-def _row(x: Array, row: Int32[Array, ""] | int, axis: int) -> Array:
-    """Returns one row of an array; another row if it is outside."""
-    return jax.lax.dynamic_slice_in_dim(x, row, 1, axis)
+def _zero_rows(count: int, axis: int, x: Array) -> Array:
+    """Returns rows of zeros of an array."""
+    return jnp.zeros((*x.shape[:axis], count, *x.shape[axis + 1 :]), x.dtype)
 
 
 @partial(jax.jit, static_argnames="axis")  # equal arrays are traced once
-def _put_row(axis: int, old: Array, new: Array, slot: Int32[Array, ""], source: Int32[Array, ""] | int) -> Array:
-    """Returns `old` with a slot's row replaced by row `source` of `new`."""
-    inside = (slot >= 0) & (slot < old.shape[axis])
-    value = jnp.where(inside, _row(new, source, axis), _row(old, slot, axis))
-    return jax.lax.dynamic_update_slice_in_dim(old, value, slot, axis)
+def _copy_row(
+    axis: int,
+    source: Array,
+    taken: Int32[Array, ""] | int,
+    target: Array,
+    put: Int32[Array, ""] | int,
+    is_wanted: Bool[Array, ""] | bool = True,
+) -> Array:
+    """Returns `target` with its row `put` replaced by row `taken` of `source`, if it is wanted and both rows exist."""
+    exist = (taken >= 0) & (taken < source.shape[axis]) & (put >= 0) & (put < target.shape[axis])
+    row = partial(jax.lax.dynamic_slice_in_dim, slice_size=1, axis=axis)
+    value = jnp.where(exist & is_wanted, row(source, taken), row(target, put))
+    return jax.lax.dynamic_update_slice_in_dim(target, value, put, axis)
