@@ -10,6 +10,9 @@ thread but the client's. It prints the files and the calls between them, in orde
 - changes of file: pairs of functions, caller and callee, in different files. A pair counts once however often it
   is called, so that the number does not depend on how many tokens are generated.
 
+Head and body of a request arrive together, as on a quiet machine, since the server takes another way for a body that it
+waits for.
+
 No number includes what an idle server does all the time, such as watching the engine's thread. Of three requests, each
 number counts what all of them do, so that it does not depend on what a timer does during one of them.
 """
@@ -22,10 +25,10 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from http.client import HTTPResponse
 from types import CodeType
 from typing import Any, Final
 
-import httpx
 import roost.server
 from roost.server.__main__ import main as run_roost
 
@@ -34,13 +37,10 @@ ROOMS: Final = tuple(os.path.join(ROOT, room, "") for room in ("server", "engine
 
 _TOOL: Final = sys.monitoring.PROFILER_ID
 _EVENTS: Final = sys.monitoring.events
-_BODY: Final = {
-    "messages": [{"role": "user", "content": "What is the capital of France?"}],
-    "max_tokens": 1,
-    "stream": True,
-}
+_BODY: Final = b'{"messages":[{"role":"user","content":"What is the capital of France?"}],"max_tokens":1,"stream":true}'
+_HEADERS: Final = b"host: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(_BODY)
+_MESSAGE: Final = b"POST /v1/chat/completions HTTP/1.1\r\n" + _HEADERS + _BODY
 _REQUESTS: Final = 3
-_START_S: Final = 120.0
 _REST_S: Final = 0.5
 """Seconds in which the server finishes what it does after a stream. When idle, it does something every 0.05 s."""
 
@@ -83,34 +83,52 @@ def _function(code: CodeType) -> Function:
     return os.path.relpath(code.co_filename, ROOT), code.co_qualname
 
 
-def record(url: str, found: list[Call]) -> None:
+def succeeds(connection: socket.socket) -> bool:
+    """Sends a request and reads its whole response."""
+    connection.sendall(_MESSAGE)
+    response = HTTPResponse(connection)
+    response.begin()
+    response.read()
+    return response.status == 200
+
+
+def connect(port: int) -> socket.socket:
+    """Returns a connection to the server as soon as it answers requests."""
+    while True:
+        with contextlib.suppress(ConnectionError):
+            connection = socket.create_connection(("127.0.0.1", port))
+            if succeeds(connection):
+                return connection
+            connection.close()
+        time.sleep(0.1)
+
+
+def record(port: int, found: list[Call]) -> None:
     """Sends a request to warm up and those that are recorded, adds what all of them do, and ends the server."""
-    end = time.monotonic() + _START_S
-    with httpx.Client(base_url=url, timeout=_START_S) as client, contextlib.suppress(httpx.HTTPError):
-        status = 0
-        while status != httpx.codes.OK and time.monotonic() < end:
-            with contextlib.suppress(httpx.ConnectError):
-                status = client.post("/v1/chat/completions", json=_BODY).status_code
-            time.sleep(0.1)
-        recorder = Recorder()
-        time.sleep(_REST_S)
-        idle, requests = recorder.take(), []
-        for _ in range(_REQUESTS):
-            client.post("/v1/chat/completions", json=_BODY).raise_for_status()
+    try:
+        with connect(port) as connection:
             time.sleep(_REST_S)
-            requests.append(recorder.take())
-        sys.monitoring.set_events(_TOOL, _EVENTS.NO_EVENTS)  # what the callback needs may be gone while a process ends
+            recorder = Recorder()
+            time.sleep(_REST_S)
+            idle, requests = recorder.take(), []
+            for _ in range(_REQUESTS):
+                if not succeeds(connection):
+                    raise RuntimeError("a request failed")
+                time.sleep(_REST_S)
+                requests.append(recorder.take())
+            sys.monitoring.set_events(_TOOL, _EVENTS.NO_EVENTS)  # what the callback needs may be gone at the end
         found += [call for call in requests[-1] if call not in idle and all(call in each for each in requests)]
-    os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> None:
     """Prints the files, the calls and the numbers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
+        port = listener.getsockname()[1]
     found: list[Call] = []
-    threading.Thread(target=record, args=(f"http://127.0.0.1:{port}", found), daemon=True).start()
-    sys.argv = ["roost", "serve", "demo", "--port", port, "--slots", "4", "--prefill-chunk", "64"]
+    threading.Thread(target=record, args=(port, found), daemon=True).start()
+    sys.argv = ["roost", "serve", "demo", "--port", str(port), "--slots", "4", "--prefill-chunk", "64"]
     with contextlib.suppress(SystemExit):
         run_roost()
     functions: dict[str, dict[str, None]] = defaultdict(dict)

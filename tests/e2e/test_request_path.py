@@ -13,4 +13,5 @@ def test_a_chat_request_passes_no_more_than_the_table_says() -> None:
     counts = re.findall(r"(\d+) (files|changes of file|functions)", output.splitlines()[-1])
     found = {f"{name} on a request's way": int(number) for number, name in counts}
     assert len(found) == 3
+    assert all(found.values())
     assert not (grown := growth(found)), f"grown, see tests/code_sizes.py: {'; '.join(grown)}\n{output}"
