@@ -148,7 +148,12 @@ class FaultyDatabase:
     def make(self, fault: str) -> None:
         """Makes a fault, and ends all sessions, as a failover does."""
         self.administer(FAULTS[fault][0])
-        self.administer("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'clerk'")
+        self.end_sessions()
+
+    def end_sessions(self) -> None:
+        """Ends all sessions, and waits until they have ended: one that a pooler hands out meanwhile fails its client."""
+        others = "pg_stat_activity WHERE datname = 'faulty' AND pid <> pg_backend_pid()"
+        self.administer(f"SELECT pg_terminate_backend(pid, 10000) FROM {others}")
 
     def mend(self, fault: str) -> None:
         """Mends a fault. Sessions that have begun meanwhile go on, and stay as they are."""

@@ -16,8 +16,6 @@ from roost.server.database.database import Database, Lane, Transaction, dialect_
 from roost.server.database.dialects import STATEMENT_TIMEOUT_S
 from roost.server.database.errors import StoreUnavailableError
 
-OTHER_SESSIONS = "pg_stat_activity WHERE datname = 'faulty' AND pid <> pg_backend_pid()"
-
 
 def store(transaction: Transaction) -> None:
     transaction.execute("INSERT INTO test_clock VALUES (1)")
@@ -79,7 +77,7 @@ def test_the_primary_is_found_whatever_a_pooler_says(postgresql: PostgresqlServe
                 database.run_now(store, writes=True)
         finally:
             faulty.administer("ALTER ROLE roost RESET default_transaction_read_only")
-        faulty.administer(f"SELECT pg_terminate_backend(pid) FROM {OTHER_SESSIONS}")
+        faulty.end_sessions()
         database.run_now(store, writes=True)
         assert num_stored(database) == 1
         database.close()
