@@ -6,7 +6,8 @@ Writes random weights of the model's shape in bfloat16 as an official checkpoint
 to int8 and int4, and loads each on the CPU, every step in its own process. `peak` is the maximum anonymous memory
 (RssAnon, since the system can drop pages of files) above that of the same process with JAX initialised and no file
 open; `limit` is 1.15 times the larger of the model in its target precision and its largest tensor in float32. The exit
-status is 1 if a peak exceeds its limit. Requires Linux and, for 2B, 20 GB of disk; all files are removed at the end.
+status is 1 if a peak exceeds its limit. Requires Linux and, for 2B, 20 GB of disk and, since Orbax copies what it
+writes, 16 GB of memory; all files are removed at the end.
 """
 
 import argparse
