@@ -151,7 +151,7 @@ class FaultyDatabase:
         self.end_sessions()
 
     def end_sessions(self) -> None:
-        """Ends all sessions, and waits until they have ended: one that a pooler hands out meanwhile fails its client."""
+        """Ends all sessions, and waits for it: one that a pooler hands out meanwhile fails its client."""
         others = "pg_stat_activity WHERE datname = 'faulty' AND pid <> pg_backend_pid()"
         self.administer(f"SELECT pg_terminate_backend(pid, 10000) FROM {others}")
 

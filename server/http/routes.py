@@ -150,7 +150,13 @@ def page_object[Item](
 
 type Responses = dict[int | str, dict[str, Any]]
 
-ERRORS: Final[Responses] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
+
+def errors(body: Any) -> Responses:
+    """Returns the responses of failed requests, for `/openapi.json`."""
+    return {status: {"model": body} for status in ("4XX", "5XX")}
+
+
+ERRORS: Final = errors(ErrorBody)
 
 PLAIN_TEXT: Final[Responses] = {200: {"content": {"text/plain": {}}}}
 

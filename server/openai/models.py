@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
-from ..errors.request_errors import unknown_model
+from ..errors.request_errors import ErrorBody, unknown_model
 from ..http.responses import json_response
-from ..http.routes import JsonRoute, ReadyService, success
+from ..http.routes import JsonRoute, ReadyService, errors, success
 from ..text.served_model import ServedModel
-from .response_schemas import AnthropicModelList, AnthropicModelObject, ModelList, ModelObject
+from .response_schemas import AnthropicErrorBody, AnthropicModelList, AnthropicModelObject, ModelList, ModelObject
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=JsonRoute, responses=errors(ErrorBody | AnthropicErrorBody))
 
 AnthropicVersion = Annotated[str | None, Header()]
 """Header `anthropic-version`, which only Anthropic's clients send."""

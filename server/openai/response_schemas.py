@@ -1,6 +1,6 @@
 """Schemas of the responses of OpenAI's API, for `/openapi.json`. The builders write responses without validation."""
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from ..generation.logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprob
 from ..http.routes import described
@@ -220,3 +220,19 @@ class AnthropicModelList(TypedDict):
     has_more: bool
     first_id: str
     last_id: str
+
+
+class AnthropicErrorDetail(TypedDict):
+    """An error in Anthropic's shape."""
+
+    type: str
+    message: str
+    details: NotRequired[dict[str, Any]]
+
+
+class AnthropicErrorBody(TypedDict):
+    """Body of responses with a status of 400 or above, and event about an error in a stream, in Anthropic's shape."""
+
+    type: str
+    error: AnthropicErrorDetail
+    request_id: str

@@ -14,23 +14,16 @@ from ...generation.service import Service
 from ...generation.spec import GenerationSpec
 from ...http.error_responses import ErrorShape
 from ...http.responses import respond
-from ...http.routes import AnyService, JsonRoute, ReadyService, streamable
+from ...http.routes import AnyService, JsonRoute, ReadyService, errors, streamable
+from ...openai.response_schemas import AnthropicErrorBody
 from ...text.chat_format import Conversation, Ending, ToolOptions
-from .messages import (
-    ANTHROPIC_ERRORS,
-    PINGED_EVENTS,
-    MessageBuilder,
-    MessageEvent,
-    MessageObject,
-    TokenCount,
-    anthropic_body,
-)
+from .messages import PINGED_EVENTS, MessageBuilder, MessageEvent, MessageObject, TokenCount, anthropic_body
 from .schemas import CountTokensBody, MessagesBody
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=JsonRoute, responses=errors(AnthropicErrorBody))
 
 
-@router.post("/v1/messages", responses=streamable(MessageObject, MessageEvent, PINGED_EVENTS) | ANTHROPIC_ERRORS)
+@router.post("/v1/messages", responses=streamable(MessageObject, MessageEvent, PINGED_EVENTS))
 async def create_message(body: MessagesBody, request: Request, service: ReadyService) -> Response:
     """Returns the assistant's next message."""
     warn_all(body.dropped)
@@ -39,7 +32,7 @@ async def create_message(body: MessagesBody, request: Request, service: ReadySer
     return await respond(service, request, spec, builder, stream=body.stream)
 
 
-@router.post("/v1/messages/count_tokens", responses=ANTHROPIC_ERRORS)
+@router.post("/v1/messages/count_tokens")
 async def count_tokens(body: CountTokensBody, service: AnyService) -> TokenCount:
     """Returns the number of tokens of the prompt."""
     conversation = await admission.get().run(lambda: _conversation(body))

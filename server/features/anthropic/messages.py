@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, NotRequired, TypedDict
+from typing import Any, Final, Literal, TypedDict
 from uuid import uuid4
 
 from ....engine import FinishReason
@@ -11,8 +11,8 @@ from ...errors.request_errors import ApiError
 from ...generation.delta import Delta
 from ...generation.prompts import Prompt
 from ...http.responses import ResponseBuilder, SseEncoder
-from ...http.routes import Responses
 from ...observability.logging import request_id
+from ...openai.response_schemas import AnthropicErrorBody, AnthropicErrorDetail
 from ...text.served_model import ServedModel
 
 
@@ -193,22 +193,6 @@ _NO_THREADS: Final[dict[str, Any]] = {"error_code": "thread_unsupported_request"
 """Details of the error after which Anthropic's tool runners send the whole conversation without a thread."""
 
 
-class AnthropicErrorDetail(TypedDict):
-    """An error in Anthropic's shape."""
-
-    type: str
-    message: str
-    details: NotRequired[dict[str, Any]]
-
-
-class AnthropicErrorBody(TypedDict):
-    """Body of responses with a status of 400 or above, and event about an error in a stream, in Anthropic's shape."""
-
-    type: str
-    error: AnthropicErrorDetail
-    request_id: str
-
-
 def anthropic_type(status: int) -> str:
     """Returns Anthropic's class of the errors of an HTTP status."""
     return _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
@@ -226,7 +210,3 @@ def anthropic_body(error: ApiError) -> AnthropicErrorBody:
     if param == "thread":
         detail["details"] = _NO_THREADS
     return AnthropicErrorBody(type="error", error=detail, request_id=request_id.get())
-
-
-ANTHROPIC_ERRORS: Final[Responses] = {"4XX": {"model": AnthropicErrorBody}, "5XX": {"model": AnthropicErrorBody}}
-"""Responses of routes, for `/openapi.json`."""

@@ -265,6 +265,15 @@ def test_errors_are_described_as_they_are(description: dict[str, Any]) -> None:
         assert "4XX" in operation["responses"]
 
 
+async def test_an_error_of_models_has_the_shape_of_the_client(
+    client: httpx.AsyncClient, description: dict[str, Any]
+) -> None:
+    (content,) = description["paths"]["/v1/models/{model_id}"]["get"]["responses"]["4XX"]["content"].values()
+    for headers in ({}, {"anthropic-version": "2023-06-01"}):
+        value = (await client.get("/v1/models/x", headers=headers)).json()
+        check_value(description, "/v1/models/x", value, content["schema"])
+
+
 async def test_references_resolve(description: dict[str, Any]) -> None:
     text = json.dumps(description)
     names = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
