@@ -248,6 +248,16 @@ def test_both_families_have_the_same_latencies(clock: Clock) -> None:
                 assert samples[f"vllm:{name}_{part} 0 m"] == ours, name
 
 
+def test_a_single_token_says_nothing_about_those_after_the_first(clock: Clock) -> None:
+    metrics = Metrics(lambda: STATS, clock, vllm_model="m")
+    (record,) = metrics.requests.track([REQUEST])
+    record.add(TokenOutput(started_at=clock.now), 1, FinishReason.LENGTH)
+    record.end()
+    samples = read(metrics, clock)
+    assert samples["vllm:request_decode_time_seconds_count 0 m"] == 1
+    assert samples["vllm:request_time_per_output_token_seconds_count 0 m"] == 0
+
+
 def test_tokens_per_step_are_a_histogram(clock: Clock) -> None:
     stats = EngineStats(prompt_tokens=70, generated_tokens=3, step_tokens=(2, 1, *[0] * 3, 1, *[0] * 8))
     samples = read(Metrics(lambda: stats, clock, vllm_model="m"), clock)
