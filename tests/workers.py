@@ -117,7 +117,6 @@ FULL: Final = (
     "tests/kernels/test_pallas",
     "tests/kernels/test_races.py",
     "tests/kernels/test_sampling_kernel.py",
-    "tests/tools/test_documentation.py",
     "tests/tools/test_train_demo.py",
 )
 """Beginnings of the paths of files that compile large programs, interpret kernels or start servers of their own, and
