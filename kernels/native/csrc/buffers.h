@@ -1,4 +1,4 @@
-// XLA's buffers as pointers to their elements. Elements in bfloat16 are `uint16_t`.
+// Attributes of calls, and XLA's buffers as pointers to their elements. Elements in bfloat16 are `uint16_t`.
 
 #pragma once
 
@@ -12,6 +12,12 @@ namespace ffi = xla::ffi;
 
 ROOST_TARGET_BEGIN
 namespace {
+
+constexpr char kCap[] = "cap", kEvery[] = "every", kInPairs[] = "in_pairs", kEps[] = "eps";
+using Cap = ffi::Attr<float, kCap>;           // soft cap of logits; 0 means none
+using Eps = ffi::Attr<float, kEps>;           // number that is added to the mean square
+using Every = ffi::Attr<int64_t, kEvery>;     // steps after which a state is kept; 0 means none
+using IsInPairs = ffi::Attr<bool, kInPairs>;  // whether `PairKernel` computes products
 
 // Returns null for an empty array, which stands for no bias.
 const float* BiasOf(const ffi::Buffer<ffi::F32>& bias) {

@@ -66,7 +66,7 @@ ffi::Error Int8GatedMlpImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<
   return ffi::Error::Success();
 }
 
-ffi::Error Bf16GatedMlpImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi::BF16> x,
+ffi::Error Bf16GatedMlpImpl(ffi::ThreadPool pool, IsInPairs in_pairs, ffi::Buffer<ffi::BF16> x,
                             ffi::Buffer<ffi::BF16> gate_up, ffi::Buffer<ffi::F32> gate_up_bias,
                             ffi::Buffer<ffi::BF16> down, ffi::Buffer<ffi::F32> down_bias,
                             ffi::Result<ffi::Buffer<ffi::BF16>> y) {
@@ -77,7 +77,7 @@ ffi::Error Bf16GatedMlpImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi
   const auto with = [&](auto kernel) {
     GatedMlp<decltype(kernel)>(pool, Bf16Of(x), x.dimensions()[0], x.dimensions()[1], first, second, to);
   };
-  WithBf16Kernel(in_pairs, with);
+  WithBf16Kernel(*in_pairs, with);
   return ffi::Error::Success();
 }
 

@@ -151,26 +151,26 @@ ffi::Error WithBf16Layer(ffi::ThreadPool& pool, bool in_pairs, float cap, const 
   return ffi::Error::Success();
 }
 
-ffi::Error Int8LogitsImpl(ffi::ThreadPool pool, float cap, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> w,
+ffi::Error Int8LogitsImpl(ffi::ThreadPool pool, Cap cap, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> w,
                           ffi::Buffer<ffi::F32> scale, ffi::ResultBuffer<ffi::F32> y) {
-  return WithInt8Layer(pool, cap, x, w, scale, [&](const auto& layer) { Logits(pool, layer, y->typed_data()); });
+  return WithInt8Layer(pool, *cap, x, w, scale, [&](const auto& layer) { Logits(pool, layer, y->typed_data()); });
 }
 
-ffi::Error Int8ArgmaxImpl(ffi::ThreadPool pool, float cap, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> w,
+ffi::Error Int8ArgmaxImpl(ffi::ThreadPool pool, Cap cap, ffi::AnyBuffer x, ffi::Buffer<ffi::U8> w,
                           ffi::Buffer<ffi::F32> scale, ffi::ResultBuffer<ffi::S32> tokens,
                           ffi::ResultBuffer<ffi::F32> largest) {
-  return WithInt8Layer(pool, cap, x, w, scale,
+  return WithInt8Layer(pool, *cap, x, w, scale,
                        [&](const auto& layer) { Argmax(pool, layer, tokens->typed_data(), largest->typed_data()); });
 }
 
-ffi::Error Bf16LogitsImpl(ffi::ThreadPool pool, bool in_pairs, float cap, Bf16Buffer x, Bf16Buffer w,
+ffi::Error Bf16LogitsImpl(ffi::ThreadPool pool, IsInPairs in_pairs, Cap cap, Bf16Buffer x, Bf16Buffer w,
                           ffi::ResultBuffer<ffi::F32> y) {
-  return WithBf16Layer(pool, in_pairs, cap, x, w, [&](const auto& layer) { Logits(pool, layer, y->typed_data()); });
+  return WithBf16Layer(pool, *in_pairs, *cap, x, w, [&](const auto& layer) { Logits(pool, layer, y->typed_data()); });
 }
 
-ffi::Error Bf16ArgmaxImpl(ffi::ThreadPool pool, bool in_pairs, float cap, Bf16Buffer x, Bf16Buffer w,
+ffi::Error Bf16ArgmaxImpl(ffi::ThreadPool pool, IsInPairs in_pairs, Cap cap, Bf16Buffer x, Bf16Buffer w,
                           ffi::ResultBuffer<ffi::S32> tokens, ffi::ResultBuffer<ffi::F32> largest) {
-  return WithBf16Layer(pool, in_pairs, cap, x, w,
+  return WithBf16Layer(pool, *in_pairs, *cap, x, w,
                        [&](const auto& layer) { Argmax(pool, layer, tokens->typed_data(), largest->typed_data()); });
 }
 

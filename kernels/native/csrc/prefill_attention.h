@@ -120,7 +120,7 @@ struct ChunkAttention {
   }
 };
 
-ffi::Error PrefillAttentionImpl(ffi::ThreadPool pool, bool in_pairs, Bf16Buffer q, Bf16Buffer k, Bf16Buffer v,
+ffi::Error PrefillAttentionImpl(ffi::ThreadPool pool, IsInPairs in_pairs, Bf16Buffer q, Bf16Buffer k, Bf16Buffer v,
                                 Bf16Buffer ring_k, Bf16Buffer ring_v, ffi::Buffer<ffi::S32> positions,
                                 ffi::Result<Bf16Buffer> out) {
   const auto sizes = q.dimensions();
@@ -141,7 +141,7 @@ ffi::Error PrefillAttentionImpl(ffi::ThreadPool pool, bool in_pairs, Bf16Buffer 
           .Run(pool);
     }
   };
-  WithBf16Kernel(in_pairs, with);
+  WithBf16Kernel(*in_pairs, with);
   return ffi::Error::Success();
 }
 

@@ -149,14 +149,14 @@ ffi::Error Int8ProductImpl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<f
   return ffi::Error::Success();
 }
 
-ffi::Error Bf16ProductImpl(ffi::ThreadPool pool, bool in_pairs, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::BF16> w,
+ffi::Error Bf16ProductImpl(ffi::ThreadPool pool, IsInPairs in_pairs, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::BF16> w,
                            ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::AnyBuffer> y) {
   const PackedMatrix matrix{BytesOf(w), nullptr, BiasOf(bias), y->dimensions()[1]};
   WithType(*y, [&](auto* to) {
     const auto with = [&](auto kernel) {
       Multiply<decltype(kernel), 0>(pool, Bf16Of(x), x.dimensions()[0], x.dimensions()[1], matrix, to);
     };
-    WithBf16Kernel(in_pairs, with);
+    WithBf16Kernel(*in_pairs, with);
   });
   return ffi::Error::Success();
 }

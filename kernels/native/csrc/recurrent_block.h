@@ -204,7 +204,7 @@ ffi::Error RecurrentStepImpl(ffi::ThreadPool pool, ffi::AnyBuffer xy, ffi::Buffe
   return ffi::Error::Success();
 }
 
-ffi::Error RecurrentChunkImpl(ffi::ThreadPool pool, int64_t every, ffi::AnyBuffer xy, ffi::Buffer<ffi::F32> conv_weight,
+ffi::Error RecurrentChunkImpl(ffi::ThreadPool pool, Every every, ffi::AnyBuffer xy, ffi::Buffer<ffi::F32> conv_weight,
                               ffi::Buffer<ffi::F32> conv_bias, ffi::Buffer<ffi::F32> gates,
                               ffi::Buffer<ffi::F32> gate_bias, ffi::Buffer<ffi::F32> log_decay, ffi::AnyBuffer conv,
                               ffi::Buffer<ffi::F32> h, ffi::Buffer<ffi::S32> positions, ffi::Result<ffi::AnyBuffer> out,
@@ -213,7 +213,7 @@ ffi::Error RecurrentChunkImpl(ffi::ThreadPool pool, int64_t every, ffi::AnyBuffe
   WithType(xy, [&](auto* x) {
     auto block = BlockOf(x, xy.dimensions()[1], conv_weight, conv_bias, gates, gate_bias, log_decay, conv, h, positions,
                          out, new_conv, new_h);
-    block.every = every;
+    block.every = *every;
     block.kept_h = kept_h->typed_data();
     block.kept_conv = static_cast<decltype(x)>(kept_conv->untyped_data());
     block.Run(pool);

@@ -25,17 +25,17 @@ void NormRow(const uint16_t* x, const float* scale, float eps, int64_t width, ui
   }
 }
 
-ffi::Error RmsNormImpl(ffi::ThreadPool pool, float eps, Bf16Buffer x, ffi::Buffer<ffi::F32> scale,
+ffi::Error RmsNormImpl(ffi::ThreadPool pool, Eps eps, Bf16Buffer x, ffi::Buffer<ffi::F32> scale,
                        ffi::Result<Bf16Buffer> out) {
   const int64_t rows = x.dimensions()[0], width = x.dimensions()[1];
   auto* const to = static_cast<uint16_t*>(out->untyped_data());
   ForEachRow(pool, rows, width, [&](int64_t r) {
-    NormRow(Bf16Of(x) + r * width, scale.typed_data(), eps, width, to + r * width);
+    NormRow(Bf16Of(x) + r * width, scale.typed_data(), *eps, width, to + r * width);
   });
   return ffi::Error::Success();
 }
 
-ffi::Error AddRmsNormImpl(ffi::ThreadPool pool, float eps, Bf16Buffer x, Bf16Buffer y, ffi::Buffer<ffi::F32> scale,
+ffi::Error AddRmsNormImpl(ffi::ThreadPool pool, Eps eps, Bf16Buffer x, Bf16Buffer y, ffi::Buffer<ffi::F32> scale,
                           ffi::Result<Bf16Buffer> sum, ffi::Result<Bf16Buffer> out) {
   const int64_t rows = x.dimensions()[0], width = x.dimensions()[1];
   auto* const sums = static_cast<uint16_t*>(sum->untyped_data());
@@ -44,7 +44,7 @@ ffi::Error AddRmsNormImpl(ffi::ThreadPool pool, float eps, Bf16Buffer x, Bf16Buf
     for (int64_t e = r * width; e < (r + 1) * width; e += 16) {
       Store(sums + e, Plus(Widen(Bf16Of(x) + e), Widen(Bf16Of(y) + e)));
     }
-    NormRow(sums + r * width, scale.typed_data(), eps, width, to + r * width);
+    NormRow(sums + r * width, scale.typed_data(), *eps, width, to + r * width);
   });
   return ffi::Error::Success();
 }

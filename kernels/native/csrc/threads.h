@@ -16,6 +16,12 @@
 
 namespace ffi = xla::ffi;
 
+// Has functions that take a `ThreadPool` called with the one of XLA.
+template <>
+struct xla::ffi::CtxBinding<xla::ffi::ThreadPool> {
+  using Ctx = ThreadPool;
+};
+
 ROOST_TARGET_BEGIN
 namespace {
 
