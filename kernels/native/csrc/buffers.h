@@ -13,7 +13,7 @@ namespace ffi = xla::ffi;
 ROOST_TARGET_BEGIN
 namespace {
 
-constexpr char kCap[] = "cap", kEvery[] = "every", kInPairs[] = "in_pairs", kEps[] = "eps";
+constexpr char kCap[] = "cap", kEps[] = "eps", kEvery[] = "every", kInPairs[] = "in_pairs";
 using Cap = ffi::Attr<float, kCap>;           // soft cap of logits; 0 means none
 using Eps = ffi::Attr<float, kEps>;           // number that is added to the mean square
 using Every = ffi::Attr<int64_t, kEvery>;     // steps after which a state is kept; 0 means none

@@ -16,7 +16,7 @@
 
 namespace ffi = xla::ffi;
 
-// Has functions that take a `ThreadPool` called with the one of XLA.
+// A call's parameter of this type is XLA's thread pool, and none of its arguments.
 template <>
 struct xla::ffi::CtxBinding<xla::ffi::ThreadPool> {
   using Ctx = ThreadPool;
