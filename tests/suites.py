@@ -60,6 +60,7 @@ SKIPS: Final = (
     "only root can give a (folder|file)",
     "this is no git checkout",
     "the history is missing",
+    "only Python 3.13 counts nodes",
 )
 """Regular expressions of the reasons for which a test may be skipped on Linux on x86-64, where nothing else is
 missing."""
