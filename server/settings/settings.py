@@ -98,6 +98,8 @@ class Settings(BaseModel):
     """Serve metrics and /debug on this port instead."""
     allow_origin: Annotated[Words, Option(Group.HTTP, "ORIGIN")] = ()
     """Web pages that may use this server, such as https://example.org, or *."""
+    allow_host: Annotated[Words, Option(Group.HTTP, "NAME")] = ()
+    """Names, besides this machine's own, under which clients reach a server on loopback, such as a proxy's; or *."""
     max_body_bytes: Annotated[int, Field(ge=1024), Option(Group.HTTP)] = 4 * 2**20
     """Maximum size of a request's body."""
 

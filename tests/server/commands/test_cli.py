@@ -95,6 +95,7 @@ def test_every_setting_of_the_core_is_a_flag(served: list[Settings]) -> None:
         "ssl_certfile": Path("cert"),
         "ssl_keyfile": Path("key"),
         "allow_origin": ("https://example.org",),
+        "allow_host": ("chat.example.org",),
         "max_body_bytes": 2000,
         "max_connections": 3000,
         "max_prompt_tokens": 7,
