@@ -223,6 +223,12 @@ class Admission:
         self.num_kept += num_bytes
         self.is_large = self.num_kept > _LARGE
 
+    def drop(self, num_bytes: int) -> None:
+        """Releases bytes that `keep` has charged, before the work ends."""
+        self._kept.release(self.owner, num_bytes)
+        self.num_kept -= num_bytes
+        self.is_large = self.num_kept > _LARGE
+
     @asynccontextmanager
     async def holding(self, num_bytes: int) -> AsyncGenerator[None]:
         """Charges bytes until the end of the `with` block.
@@ -234,9 +240,7 @@ class Admission:
         try:
             yield
         finally:
-            self._kept.release(self.owner, num_bytes)
-            self.num_kept -= num_bytes
-            self.is_large = self.num_kept > _LARGE
+            self.drop(num_bytes)
 
     def hold(self) -> None:
         """Adds a holder of the charged bytes, which stay charged until each holder has called `release`."""

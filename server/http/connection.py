@@ -10,12 +10,16 @@ import logging
 import secrets
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any, Final, Protocol
 
 import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ..errors import kinds
@@ -159,6 +163,101 @@ class OpenConnections:
         return {name: each.counts for name, each in ports.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class BodyPace:
+    """How slowly a body may arrive.
+
+    Attributes:
+      idle_s: Maximum seconds between two pieces of data, however small.
+      part_s: Maximum seconds for the whole body, or for each part of a longer one, which makes a minimum rate.
+      part_bytes: Bytes of a part.
+    """
+
+    idle_s: float = 20.0
+    part_s: float = 60.0
+    part_bytes: int = 4 * 2**20
+
+
+_SET_PACE: Final = "roost.set_body_pace"
+"""Key of an ASGI scope with the function that sets the pace of the request's body."""
+
+
+def set_body_pace(scope: Scope, pace: BodyPace) -> None:
+    """Sets how slowly a request's body may arrive from now on, for a route that clients are meant to feed slowly.
+
+    It has no effect on requests that a server sends to itself.
+    """
+    if (set_pace := scope.get(_SET_PACE)) is not None:
+        set_pace(pace)
+
+
+class _BodyClock:
+    """Measures how long a body keeps the server waiting. Time in which the server reads nothing does not count.
+
+    Attributes:
+      pace: How slowly the body may arrive.
+
+    Args:
+      now: The event loop's time.
+    """
+
+    def __init__(self, pace: BodyPace, now: float) -> None:
+        self.pace = pace
+        self._num_bytes = 0
+        self._last_data = self._part_began = now
+        self._paused: float | None = None
+
+    @property
+    def deadline(self) -> float:
+        """Time at which the body is too late; infinite while the server reads nothing."""
+        ends = self._last_data + self.pace.idle_s, self._part_began + self.pace.part_s
+        return min(ends) if self._paused is None else inf
+
+    def add(self, num_bytes: int, now: float) -> None:
+        """Counts bytes that have arrived."""
+        self._last_data = now
+        self._num_bytes += num_bytes
+        if self._num_bytes >= self.pace.part_bytes:
+            self._num_bytes, self._part_began = 0, now
+
+    def pause(self, now: float) -> None:
+        """Stops the clock, if it is not stopped."""
+        self._paused = now if self._paused is None else self._paused
+
+    def resume(self, now: float) -> None:
+        """Starts the clock again, if it was stopped."""
+        if self._paused is not None:
+            self._last_data += now - self._paused
+            self._part_began += now - self._paused
+            self._paused = None
+
+    def fault(self, now: float) -> str:
+        """Returns what did not arrive in time."""
+        if now >= self._last_data + self.pace.idle_s:
+            return f"nothing of the body arrived within {self.pace.idle_s:g} s"
+        return f"the body, or {self.pace.part_bytes:,} bytes of it, did not arrive within {self.pace.part_s:g} s"
+
+
+class _ReadFlow(FlowControl):
+    """uvicorn's flow control, which also reports when the server stops reading and goes on."""
+
+    def __init__(
+        self, transport: asyncio.Transport, on_pause: Callable[[], None], on_resume: Callable[[], None]
+    ) -> None:
+        super().__init__(transport)
+        self._on_pause = on_pause
+        self._on_resume = on_resume
+
+    def pause_reading(self) -> None:
+        super().pause_reading()
+        self._on_pause()
+
+    def resume_reading(self) -> None:
+        if self.read_paused:
+            self._on_resume()
+        super().resume_reading()
+
+
 class LimitedConnection(HttpToolsProtocol):
     """A connection that responds with an error, if it still can, and closes when its client exceeds a limit.
 
@@ -172,14 +271,12 @@ class LimitedConnection(HttpToolsProtocol):
     Attributes:
       max_head_bytes: Maximum bytes of the URL and all headers together.
       head_s: Seconds from the start of a request or connection to the end of the headers.
-      body_s: Seconds from the end of the headers to the end of the body, or for each piece of a longer one.
-      piece_bytes: Bytes of a piece.
+      pace: How slowly bodies may arrive, unless their routes set it otherwise.
     """
 
     max_head_bytes = 64 * 2**10
     head_s = 20.0
-    body_s = 60.0
-    piece_bytes = 4 * 2**20
+    pace = BodyPace()
 
     def __init__(self, *args: Any, stall_s: float, connections: OpenConnections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -189,13 +286,15 @@ class LimitedConnection(HttpToolsProtocol):
         self._open_connections = connections
         self._port_connections = connections.of(None)
         self._reads_head = True
-        self._unparsed_bytes = self._head_bytes = self._arrived_bytes = 0
+        self._unparsed_bytes = self._head_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._body_clock: _BodyClock | None = None
         self._refusal: ApiError | None = None
         self._is_closing = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _ReadFlow(transport, self._pause_clock, self._resume_clock)
         self._port_connections = self._open_connections.of(self.server[1] if self.server else None)
         if self._port_connections.open(self):
             self._start_timer()
@@ -266,18 +365,20 @@ class LimitedConnection(HttpToolsProtocol):
             self._refusal = too_many_connections()
             raise httptools.HttpParserError("too many connections")
         self._reads_head, self._unparsed_bytes = False, 0
+        self._body_clock = _BodyClock(self.pace, self.loop.time())
         self._start_timer()
         super().on_headers_complete()
+        if self.flow.read_paused:  # by an earlier request, too
+            self._pause_clock()
 
     def on_body(self, body: bytes) -> None:
-        self._arrived_bytes += len(body)
-        if self._arrived_bytes >= self.piece_bytes:
-            self._start_timer()
+        if self._body_clock is not None:
+            self._body_clock.add(len(body), self.loop.time())
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._stop_timer()
-        self._reads_head = True
+        self._reads_head, self._body_clock = True, None
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -292,6 +393,7 @@ class LimitedConnection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         cycle.scope[CYCLE] = cycle  # type: ignore[typeddict-unknown-key]
+        cycle.scope[_SET_PACE] = partial(self._set_pace, cycle)  # type: ignore[typeddict-unknown-key]
         is_old = cycle.scope["http_version"] == "1.0"
         whole = partial(_read_rest, partial(_until_close, app, cycle) if is_old else app, cycle)
         super()._start_asgi_task(cycle, whole)
@@ -313,28 +415,56 @@ class LimitedConnection(HttpToolsProtocol):
             raise httptools.HttpParserError("the head is too large")
 
     def _start_timer(self) -> None:
-        """Waits for the rest of a head, or for the next piece of a body."""
+        """Waits for the rest of a head or a body."""
         self._stop_timer()
-        self._arrived_bytes = 0
-        self._timer = self.loop.call_later(self.head_s if self._reads_head else self.body_s, self._time_out)
+        if self._body_clock is None:
+            self._timer = self.loop.call_later(self.head_s, self._time_out)
+        elif (deadline := self._body_clock.deadline) < inf:
+            self._timer = self.loop.call_at(deadline, self._time_out)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
+    def _set_pace(self, cycle: RequestResponseCycle, pace: BodyPace) -> None:
+        if self._body_clock is not None and cycle is self.cycle:
+            self._body_clock.pace = pace
+            self._start_timer()
+
+    def _pause_clock(self) -> None:
+        if self._body_clock is not None:
+            self._body_clock.pause(self.loop.time())
+            self._stop_timer()
+
+    def _resume_clock(self) -> None:
+        if self._body_clock is not None and not self._is_closing:
+            self._body_clock.resume(self.loop.time())
+            self._start_timer()
+
     def _time_out(self) -> None:
         self._timer = None
         if self._is_closing or self.transport.is_closing():
             return
-        if self.pipeline or (self._reads_head and self._is_responding):
+        if self._body_clock is not None:
+            self._time_out_body(self._body_clock)
+        elif self._is_responding:
             self._start_timer()  # the server is slow: an earlier request is still running
-        elif self._reads_head and not self._unparsed_bytes:
+        elif not self._unparsed_bytes:
             self.transport.close()  # an idle client expects no response
         else:
-            late = "the headers" if self._reads_head else f"the body, or {self.piece_bytes:,} bytes of it,"
-            seconds = self.head_s if self._reads_head else self.body_s
-            self._refuse(ApiError(kinds.REQUEST_TOO_SLOW, f"{late} did not arrive within {seconds:g} s"))
+            message = f"the headers did not arrive within {self.head_s:g} s"
+            self._refuse(ApiError(kinds.REQUEST_TOO_SLOW, message))
+
+    def _time_out_body(self, clock: _BodyClock) -> None:
+        now = self.loop.time()
+        if self.pipeline:  # the server is slow: an earlier request is still running
+            self._body_clock = _BodyClock(clock.pace, now)
+            self._start_timer()
+        elif now < clock.deadline:
+            self._start_timer()  # data have arrived since the timer was started
+        else:
+            self._refuse(ApiError(kinds.REQUEST_TOO_SLOW, clock.fault(now)))
 
     @property
     def _is_responding(self) -> bool:
@@ -384,19 +514,23 @@ async def _until_close(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, 
 async def _read_rest(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, receive: Receive, send: Send) -> None:
     """Reads the rest of a body before closing a connection that is not kept alive.
 
-    A client that is still sending would otherwise lose an early response, such as a 413.
+    A client that is still sending would otherwise lose an early response, such as a 413. If it is the response that
+    ends the connection, the client has a moment to read it.
     """
     if not cycle.more_body:  # the usual case: the response needs no wrapper
         await app(scope, receive, send)
         return
     expects = any(name == b"expect" for name, _ in scope["headers"])
+    linger_s = _LINGER_S if cycle.keep_alive else None
 
     async def send_and_read(message: Message) -> None:
         is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
         if is_last and cycle.more_body and not cycle.keep_alive and not expects:
             await send({**message, "more_body": True})
-            while (rest := await receive())["type"] == "http.request" and rest["more_body"]:
-                pass
+            with suppress(TimeoutError):
+                async with asyncio.timeout(linger_s):
+                    while (rest := await receive())["type"] == "http.request" and rest["more_body"]:
+                        pass
             message = {"type": "http.response.body"}
         await send(message)
 

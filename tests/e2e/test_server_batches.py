@@ -32,9 +32,9 @@ MIB = 2**20
 
 PATIENT = """
 from roost.server.__main__ import main
-from roost.server.http.connection import LimitedConnection
+from roost.server.http.connection import BodyPace, LimitedConnection
 
-LimitedConnection.body_s = 600.0
+LimitedConnection.pace = BodyPace(idle_s=600.0, part_s=600.0)
 main()
 """
 """A server that waits longer for a body: a gigabyte takes a busy machine more than the usual minute."""

@@ -44,7 +44,7 @@ class BatchStore:
 
     Attributes:
       files, batches: Files and batches by the ids that clients send.
-      uploads: Turns of receiving a file, one per tenant at a time.
+      uploads: Turns of checking and writing lines that have arrived, one per tenant at a time.
       has_work: Set when a batch was created here, and by a worker when it has room for lines.
       lines: Table of the lines that replicas share.
       leases: Leases of this replica on lines.
@@ -77,16 +77,19 @@ class BatchStore:
         """Closes the database."""
         self._database.close()
 
-    async def begin_file(self, name: str) -> str:
+    async def begin_file(self, name: str, num_bytes: int = 1) -> str:
         """Stores an empty file for the lines of a batch, and returns its id.
 
+        Args:
+          num_bytes: Minimum size of the whole file.
+
         Raises:
-          ApiError: The tenant has reached its limit of files, lines or bytes.
+          ApiError: The tenant has reached its limit of files, lines or bytes, or the file would exceed it.
         """
         owner, file_id = tenant.get(), f"file-{uuid4().hex}"
 
         def begin(transaction: Transaction) -> None:
-            file_table.check_quota(transaction, owner, self.lines.max_bytes, num_files=1, num_bytes=1)
+            file_table.check_quota(transaction, owner, self.lines.max_bytes, num_files=1, num_bytes=num_bytes)
             file_table.begin(transaction, owner, file_id, "batch", name)
 
         await self.files.commit(begin)

@@ -11,12 +11,13 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field, ValidationError
 
 from ...database.errors import StoreUnavailableError
-from ...errors.request_errors import ApiError, bad_value, warn_all
+from ...errors.request_errors import ApiError, bad_value, body_too_large, warn_all
 from ...errors.validation_errors import describe
-from ...generation.admission import admission
+from ...generation.admission import Admission
 from ...generation.service import Service
 from ...http import routes
-from ...http.multipart import UploadReader
+from ...http.middleware import announced_bytes
+from ...http.multipart import MAX_FORM_BYTES, UploadReader
 from ...http.routes import After, AnyService, JsonRoute, ListPage, QueryOrder, page_object
 from ...openai.response_schemas import DeletedObject
 from ...schemas.body import Fields
@@ -34,6 +35,9 @@ MAX_FILE_BYTES: Final = 2 * 2**30
 EXPIRY_FIELDS: Final = {f"expires_after[{name}]": name for name in ("anchor", "seconds")}
 """Fields of a form, and their names in `expires_after`."""
 
+_FIELDS: Final = frozenset({"purpose", *EXPIRY_FIELDS})
+"""Fields of a form beside the file."""
+
 _DAY_S: Final = 86400.0
 
 _JSONL: Final = "application/jsonl"
@@ -47,6 +51,9 @@ class LineSplitter:
 
     The beginning of a line that is too long becomes a line, which `InputCheck` refuses.
 
+    Attributes:
+      num_bytes: Bytes of the line that is not complete.
+
     Args:
       max_body_bytes: Maximum bytes of a line's body.
     """
@@ -54,6 +61,10 @@ class LineSplitter:
     def __init__(self, max_body_bytes: int) -> None:
         self._rest = bytearray()
         self._max_bytes = max_line_bytes(max_body_bytes)
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self._rest)
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Returns the lines that a piece completes."""
@@ -209,8 +220,11 @@ router = APIRouter(route_class=JsonRoute)
 )
 async def upload_file(request: Request, service: AnyService, batches: Batches) -> dict[str, Any]:
     """Stores a file of requests, and checks its lines while they arrive."""
-    async with batches.uploads.hold():
-        return _described(await _receive(request, service, batches))
+    own = service.admissions.open()
+    try:
+        return _described(await _Upload(service, batches, own).receive(request))
+    finally:
+        own.release()
 
 
 @router.get(PATH, response_model=ListPage[FileObject])
@@ -254,48 +268,92 @@ async def delete_file(file_id: str, batches: Batches) -> DeletedObject:
     return DeletedObject(id=file_id, object="file", deleted=True)
 
 
-async def _receive(request: Request, service: Service, batches: BatchStore) -> FileRecord:
-    """Writes the lines of an upload to the store. If the upload fails, the written lines are deleted, most by a later
-    `look` of a replica if they are many.
+class _Upload:
+    """An upload, whose lines are checked and written to the store while they arrive.
 
-    Raises:
-      ApiError: The body is not a form with a file of requests, or the tenant has no room for it.
+    What it holds is charged as it arrives. No lock is held while the upload waits for its client.
+
+    Args:
+      service: Service with the limits of bodies and the workers.
+      batches: Store of the file.
+      own: Admission of the upload.
     """
-    reader = UploadReader(request.headers.get("content-type", ""), MAX_FILE_BYTES)
-    max_body_bytes = service.admissions.max_body_bytes
-    splitter, check, file_id = LineSplitter(max_body_bytes), InputCheck(max_body_bytes, admission.get().parse_now), ""
-    lines: list[bytes] = []
 
-    async def write() -> None:
-        first = check.num_lines + 1
-        segments = await service.workers.run(lambda: check.add(lines))
-        await batches.add_lines(file_id, first, lines, check.num_bytes)
+    def __init__(self, service: Service, batches: BatchStore, own: Admission) -> None:
+        self._service = service
+        self._batches = batches
+        self._own = own
+        max_body_bytes = service.admissions.max_body_bytes
+        self._splitter, self._check = LineSplitter(max_body_bytes), InputCheck(max_body_bytes, own.parse_now)
+        self._file_id = ""
+        self._lines: list[bytes] = []
+        self._num_held = 0
+
+    async def receive(self, request: Request) -> FileRecord:
+        """Returns the file of a request. If the upload fails, the written lines are deleted, most by a later `look` of
+        a replica if they are many.
+
+        Raises:
+          ApiError: The body is not a form with a file of requests, the tenant has no room for it, or the budget is
+            exhausted.
+        """
+        announced = announced_bytes(request.headers)
+        reader = UploadReader(request.headers.get("content-type", ""), _FIELDS, MAX_FILE_BYTES)
+        if announced > MAX_FILE_BYTES + MAX_FORM_BYTES:
+            raise body_too_large(MAX_FILE_BYTES)
+        try:
+            async for piece in reader.pieces(request, self._own):
+                if not self._file_id:
+                    await self._begin(reader, max(announced - MAX_FORM_BYTES, 1))
+                await self._add(piece)
+            return await self._finish(reader)
+        except BaseException:
+            await self._remove()
+            raise
+
+    async def _begin(self, reader: UploadReader, num_bytes: int) -> None:
+        """Stores an empty file, if the tenant has room for a file of so many bytes."""
+        _check_purpose(reader.fields.get("purpose", "batch"))
+        self._file_id = await self._batches.begin_file(reader.filename or "file", num_bytes)
+
+    async def _add(self, piece: bytes) -> None:
+        await self._own.keep(len(piece))
+        self._num_held += len(piece)
+        self._lines += self._splitter.feed(piece)
+        if sum(map(len, self._lines)) >= _WRITE_BYTES:
+            await self._write()
+
+    async def _write(self) -> None:
+        """Checks and writes the lines that have arrived, in the tenant's turn."""
+        async with self._batches.uploads.hold():
+            await self._check_and_store()
+        self._lines.clear()
+        self._own.drop(self._num_held - self._splitter.num_bytes)
+        self._num_held = self._splitter.num_bytes
+
+    async def _check_and_store(self) -> None:
+        first = self._check.num_lines + 1
+        segments = await self._service.workers.run(lambda: self._check.add(self._lines))
+        await self._batches.add_lines(self._file_id, first, self._lines, self._check.num_bytes)
         for index, offsets in enumerate(segments, (first - 1) // SEGMENT_LINES):
-            await batches.put_order(file_id, index, offsets)
-        lines.clear()
+            await self._batches.put_order(self._file_id, index, offsets)
 
-    try:
-        async for piece in reader.pieces(request):
-            if not file_id:
-                _check_purpose(reader.fields.get("purpose", "batch"))
-                file_id = await batches.begin_file(reader.filename or "file")
-            lines += splitter.feed(piece)
-            if sum(map(len, lines)) >= _WRITE_BYTES:
-                await write()
-        lines += splitter.end()
-        await write()
+    async def _finish(self, reader: UploadReader) -> FileRecord:
+        self._lines += self._splitter.end()
+        await self._write()
         _check_purpose(reader.fields.get("purpose"))
-        warn_all(sorted(reader.fields.keys() - {"purpose", *EXPIRY_FIELDS}))
-        expires_s = kept_s(form_expiry(reader.fields), batches.retention_s, "expires_after")
-        url, offsets = await service.workers.run(check.finish)
-        await batches.put_order(file_id, check.num_lines // SEGMENT_LINES, offsets)
-        return await batches.finish_file(file_id, url, expires_s)
-    except BaseException:
-        if file_id:
+        warn_all(sorted(reader.ignored))
+        expires_s = kept_s(form_expiry(reader.fields), self._batches.retention_s, "expires_after")
+        url, offsets = await self._service.workers.run(self._check.finish)
+        await self._batches.put_order(self._file_id, self._check.num_lines // SEGMENT_LINES, offsets)
+        return await self._batches.finish_file(self._file_id, url, expires_s)
+
+    async def _remove(self) -> None:
+        """Deletes the file of an upload that has failed."""
+        if self._file_id:
             with suppress(StoreUnavailableError):
-                await batches.files.write(FILES.hide, file_id)
-                await batches.files.write(FILES.remove_object, file_id)
-        raise
+                await self._batches.files.write(FILES.hide, self._file_id)
+                await self._batches.files.write(FILES.remove_object, self._file_id)
 
 
 def _check_purpose(purpose: str | None) -> None:

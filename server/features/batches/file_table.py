@@ -250,10 +250,15 @@ FILES_OF_BATCH: Final = 2
 """Number of files that a batch creates: one of outputs and one of errors."""
 
 
-def full(num_bytes: int, max_bytes: int) -> str:
-    """Returns the message about files that have reached the maximum number of bytes."""
+def full(num_bytes: int, max_bytes: int, num_new: int = 0) -> str:
+    """Returns the message about files that have reached the maximum number of bytes.
+
+    Args:
+      num_new: Number of bytes of a file that would exceed it.
+    """
+    new = f", the file at least {num_new:,} more" if num_new > 1 else ""
     return (
-        f"the files of this API key and the output of its batches take {num_bytes:,} bytes, and may take "
+        f"the files of this API key and the output of its batches take {num_bytes:,} bytes{new}, and may take "
         f"{max_bytes:,} (--store-gib, or a share of 256 MiB without --store): delete some files"
     )
 
@@ -280,15 +285,15 @@ def check_quota(
       ApiError: 403, a limit is exceeded.
     """
     kept = kept_by(transaction, tenant)
-    num_batches, num_bytes = num_batches + kept.num_batches, num_bytes + kept.num_bytes
+    num_batches += kept.num_batches
     if num_files + kept.num_files + FILES_OF_BATCH * num_batches > MAX_FILES:
         excess = f"an API key may keep {MAX_FILES:,} files, two of each batch in progress included: delete some"
     elif num_batches > MAX_BATCHES:
         excess = f"an API key may have {MAX_BATCHES:,} batches in progress: wait for some of them, or cancel some"
     elif num_lines + kept.num_lines > MAX_LINES:
         excess = f"the files and batches of an API key may have {MAX_LINES:,} lines together: delete some files"
-    elif num_bytes > max_bytes:
-        excess = full(num_bytes, max_bytes)
+    elif num_bytes + kept.num_bytes > max_bytes:
+        excess = full(kept.num_bytes, max_bytes, num_bytes)
     else:
         return
     raise ApiError(kinds.QUOTA_EXCEEDED, excess)

@@ -17,8 +17,18 @@ from fake_server import until
 from held_time import HeldTime, held_time
 from roost.server.app import create_app
 from roost.server.generation.service import Service
-from roost.server.http.connection import MAX_PIPELINED, RESERVED_CONNECTIONS, LimitedConnection, OpenConnections
+from roost.server.http.connection import (
+    MAX_PIPELINED,
+    RESERVED_CONNECTIONS,
+    BodyPace,
+    LimitedConnection,
+    OpenConnections,
+    set_body_pace,
+)
 from roost.server.observability.metrics import ConnectionCounts
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: r\r\nContent-Type: application/json\r\n"
 BODY = b'{"prompt": "a", "max_tokens": 2}'
@@ -28,15 +38,14 @@ WHOLE = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 class SmallLimits(LimitedConnection):
     max_head_bytes = 2000
     head_s = 120.0
-    body_s = 120.0
+    pace = BodyPace(120.0, 120.0)
 
 
 class ShortLimits(SmallLimits):
     """Counts the bytes of the last connection, so that a test can tell when the server has received them."""
 
     head_s = 0.3
-    body_s = 0.6
-    piece_bytes = 100
+    pace = BodyPace(idle_s=0.55, part_s=0.6, part_bytes=100)
     num_received = num_made = 0
 
     def data_received(self, data: bytes) -> None:
@@ -53,7 +62,7 @@ class PatientLimits(LimitedConnection):
     """Gives clients more time than a test takes, so that only the number of connections is a limit."""
 
     head_s = 120.0
-    body_s = 120.0
+    pace = BodyPace(120.0, 120.0)
 
 
 MAX_BUSY = 4
@@ -61,10 +70,10 @@ MAX_BUSY = 4
 
 @asynccontextmanager
 async def serving(
-    service: Service, connection: type[LimitedConnection], connections: OpenConnections, *listeners: socket.socket
+    app: ASGIApp, connection: type[LimitedConnection], connections: OpenConnections, *listeners: socket.socket
 ) -> AsyncIterator[None]:
     config = uvicorn.Config(
-        create_app(service),
+        app,
         http=cast(type[asyncio.Protocol], partial(connection, stall_s=60.0, connections=connections)),
         timeout_keep_alive=120,
         lifespan="off",
@@ -83,7 +92,7 @@ async def serving(
 @pytest.fixture
 async def port(service: Service) -> AsyncIterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
-    async with serving(service, SmallLimits, OpenConnections(20), listener):
+    async with serving(create_app(service), SmallLimits, OpenConnections(20), listener):
         yield listener.getsockname()[1]
 
 
@@ -92,7 +101,7 @@ async def hasty_port(service: Service) -> AsyncIterator[int]:
     """Port of a server whose clients have `ShortLimits`."""
     listener = socket.create_server(("127.0.0.1", 0))
     ShortLimits.num_made = 0
-    async with serving(service, ShortLimits, OpenConnections(20), listener):
+    async with serving(create_app(service), ShortLimits, OpenConnections(20), listener):
         yield listener.getsockname()[1]
 
 
@@ -113,7 +122,7 @@ async def ports(service: Service) -> AsyncIterator[Ports]:
     listeners = [socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(2)]
     public, admin = (each.getsockname()[1] for each in listeners)
     connections = OpenConnections(MAX_BUSY, admin)
-    async with serving(service, PatientLimits, connections, *listeners):
+    async with serving(create_app(service), PatientLimits, connections, *listeners):
         yield Ports(public, admin, connections)
 
 
@@ -225,7 +234,7 @@ async def test_slow_head_times_out(hasty_port: int) -> None:
 
 
 async def test_slow_body_times_out(hasty_port: int, engine: FakeEngine) -> None:
-    response = await dribble(hasty_port, HEAD + b"Content-Length: 100\r\n\r\n", b"{", ShortLimits.body_s)
+    response = await dribble(hasty_port, HEAD + b"Content-Length: 100\r\n\r\n", b"{", ShortLimits.pace.part_s)
     assert error(response) == (408, "request_too_slow")
     assert len(engine.requests) == 1  # the other client's
 
@@ -233,14 +242,125 @@ async def test_slow_body_times_out(hasty_port: int, engine: FakeEngine) -> None:
 async def test_long_body_has_time_for_each_piece(hasty_port: int) -> None:
     with held_time() as time:
         async with connected(hasty_port) as (reader, writer):
-            body = BODY.ljust(5 * ShortLimits.piece_bytes)
+            body = BODY.ljust(5 * ShortLimits.pace.part_bytes)
             writer.write(HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
-            for piece in (bytes(each) for each in batched(body, ShortLimits.piece_bytes)):
-                await time.skip(ShortLimits.body_s - 0.1)
+            for piece in (bytes(each) for each in batched(body, ShortLimits.pace.part_bytes)):
+                await time.skip(ShortLimits.pace.part_s - 0.1)
                 before = ShortLimits.num_received
                 writer.write(piece)
                 await time.until(lambda before=before: ShortLimits.num_received > before)
             assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_body_of_which_nothing_arrives_times_out(hasty_port: int) -> None:
+    """Its beginning is so long that the next part of it could take longer."""
+    with held_time() as time:
+        async with connected(hasty_port) as (reader, writer):
+            start = HEAD + b"Content-Length: 1000\r\n\r\n"
+            writer.write(start)
+            await time.until(lambda: ShortLimits.num_received == len(start))
+            await time.skip(0.3)
+            writer.write(bytes(ShortLimits.pace.part_bytes))
+            await time.until(lambda: ShortLimits.num_received > len(start))
+            await time.skip(ShortLimits.pace.idle_s - 0.001)
+            assert not reader.at_eof()
+            await time.skip(0.002)
+            response = await reader.read()
+    assert error(response) == (408, "request_too_slow")
+    assert b"nothing of the body arrived within 0.55 s" in response
+
+
+class Reader:
+    """An application that reads a body in pieces, once it may, and returns its size.
+
+    Args:
+      pace: Pace that its route sets; None for the connection's.
+
+    Attributes:
+      may_read: Set when it may read.
+      has_begun: Whether the request has arrived.
+      num_read: Bytes that it has read.
+    """
+
+    def __init__(self, pace: BodyPace | None = None) -> None:
+        self.may_read = asyncio.Event()
+        self.has_begun = False
+        self.num_read = 0
+        self._pace = pace
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._pace is not None:
+            set_body_pace(scope, self._pace)
+        self.has_begun = True
+        await self.may_read.wait()
+        async for piece in Request(scope, receive).stream():
+            self.num_read += len(piece)
+        await PlainTextResponse(str(self.num_read), headers={"connection": "close"})(scope, receive, send)
+
+
+@asynccontextmanager
+async def sending_to(
+    app: ASGIApp, headers: bytes
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, HeldTime]]:
+    """Connects to an application, sends the head of a request with these headers, and holds the time."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    async with (
+        serving(app, ShortLimits, OpenConnections(20), listener),
+        connected(listener.getsockname()[1]) as (reader, writer),
+    ):
+        with held_time() as time:
+            writer.write(HEAD + headers + b"\r\n\r\n")
+            yield reader, writer, time
+
+
+async def test_time_in_which_the_server_reads_nothing_does_not_count() -> None:
+    size, app = 2**20, Reader()
+    async with sending_to(app, b"Content-Length: %d" % size) as (reader, writer, time):
+        writer.write(bytes(size - 1))
+        await time.until(lambda: ShortLimits.num_received > 2**16)
+        for _ in range(20):
+            await time.skip(ShortLimits.pace.part_s)
+        app.may_read.set()
+        await time.until(lambda: app.num_read == size - 1)
+        assert not reader.at_eof()
+        await time.skip(ShortLimits.pace.idle_s - 0.001)
+        writer.write(b"x")
+        assert (await reader.read()).endswith(b"\r\n\r\n%d" % size)
+
+
+async def test_a_route_sets_how_slowly_its_body_may_arrive() -> None:
+    app = Reader(BodyPace(idle_s=10.0, part_s=100.0, part_bytes=100))
+    app.may_read.set()
+    async with sending_to(app, b"Content-Length: 10") as (reader, writer, time):
+        for count in range(9):
+            await time.until(lambda count=count: app.has_begun and app.num_read == count)
+            await time.skip(9.9)
+            writer.write(b"x")
+        await time.until(lambda: app.num_read == 9)
+        await time.skip(9.999)
+        assert not reader.at_eof()
+        await time.skip(0.002)
+        assert error(await reader.read()) == (408, "request_too_slow")
+
+
+async def test_a_response_that_ends_its_connection_is_read_before_the_rest_of_the_body() -> None:
+    """A client that never stops sending is read for a moment only."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        set_body_pace(scope, PatientLimits.pace)
+        await PlainTextResponse("no", 413, headers={"connection": "close"})(scope, receive, send)
+
+    async with sending_to(refuse, b"Transfer-Encoding: chunked") as (reader, writer, time):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413 ")
+        assert await reader.readexactly(2) == b"no"
+        for _ in range(3):
+            received = ShortLimits.num_received
+            writer.write(b"1\r\nx\r\n")
+            await time.until(lambda received=received: ShortLimits.num_received > received)
+            await time.skip(0.333)
+        assert not reader.at_eof()
+        await time.skip(0.002)
+        assert await reader.read() == b""
 
 
 async def test_silent_connection_is_closed(hasty_port: int) -> None:

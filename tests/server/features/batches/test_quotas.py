@@ -1,6 +1,7 @@
 """Limits on what a tenant keeps and runs, over HTTP and on both databases."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -85,6 +86,27 @@ async def test_bytes_of_uploads_that_run_elsewhere_count(client: httpx.AsyncClie
     tenant.set("")
     assert "may take 60,000" in message(await upload(client, content(1, 25_000)))
     assert (await upload(client, content(1, 25_000), authorization="Bearer key-of-b")).status_code == 200
+
+
+async def test_an_upload_that_announces_too_much_is_refused_before_it_is_stored(
+    client: httpx.AsyncClient, store: BatchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the beginning of its body is read."""
+    whole = client.build_request("POST", "/v1/files", data={"purpose": "batch"}, files={"file": content(1, 200_000)})
+    body = whole.read()
+
+    async def beginning() -> AsyncIterator[bytes]:
+        yield body[:1000]
+        pytest.fail("the rest of the body was read")
+
+    def begin_file(*_: object) -> None:
+        pytest.fail("a file was begun")
+
+    monkeypatch.setattr(file_table, "begin", begin_file)
+    refused = await client.post("/v1/files", headers=dict(whole.headers), content=beginning())
+    assert re.search(r"take 0 bytes, the file at least \d{3},\d{3} more, and may take 60,000", message(refused))
+    too_long = {**whole.headers, "content-length": str(2**31 + 2**16 + 1)}
+    assert (await client.post("/v1/files", headers=too_long, content=beginning())).status_code == 413
 
 
 async def test_files_lines_and_batches_are_counted(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
