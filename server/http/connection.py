@@ -23,7 +23,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ..errors import kinds
-from ..errors.request_errors import ApiError, head_too_large, too_many_connections
+from ..errors.request_errors import ApiError, head_too_large, shutting_down, too_many_connections
 from ..observability.metrics import ConnectionCounts
 from .error_responses import error_response
 from .responses import CYCLE
@@ -321,6 +321,18 @@ class LimitedConnection(HttpToolsProtocol):
         """Stops the write timeout. The transport calls this when its buffer has drained."""
         self._stop_write_timer()
         super().resume_writing()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the client has sent no request, and may."""
+        return self._running is None and not self._is_closing and not self.transport.is_closing()
+
+    def shutdown(self) -> None:
+        """Ends the connection with its running request. A client that has sent none gets a 503."""
+        if self.is_silent:
+            self._refuse(shutting_down())
+        else:
+            super().shutdown()
 
     def drop(self) -> None:
         """Closes the connection immediately. An idle client expects no response."""

@@ -3,13 +3,19 @@
 import asyncio
 import base64
 import calendar
+import ctypes
 import errno
 import math
 import re
 import resource
+import select
 import socket
 import ssl
+import struct
+import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +40,22 @@ _BACKLOG: Final = 2048
 _UDS_MODE: Final = 0o666
 """Permissions of a Unix socket, which are uvicorn's: a proxy has another user."""
 
+_HANDSHAKE_S: Final = 0.1
+"""Seconds in which handshakes that have begun may end before a port is closed."""
+
+_ACCEPT_TURNS: Final = 10_000
+"""Maximum turns of the event loop for that; the process may have no file left for a connection."""
+
+_POLL_INTERVAL_S: Final = 0.02
+_REQUEST_POLLS: Final = 50
+"""Seconds between two looks whether all connections have sent a request before the server ends, and their number."""
+
+_DROP_SYN: Final = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 2**32 - 1))
+"""Socket filter in classic BPF: loads the flags of a TCP header, and drops the packet if SYN is set."""
+
+_SO_ATTACH_FILTER: Final = 26
+"""Linux's option, which Python does not name."""
+
 SPARE_CONNECTIONS: Final = 4096
 """Number of connections in addition to one per running or waiting request, for idle clients, uploads, and followed
 responses."""
@@ -47,7 +69,7 @@ _VALIDITY: Final = re.compile(rb"(?:\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)(?:\x17\x0d(
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn server that leaves signals to the lifecycle."""
+    """uvicorn server that leaves signals to the lifecycle, and resets no connection when it ends."""
 
     def __init__(self, config: uvicorn.Config, signals: Signals) -> None:
         super().__init__(config)
@@ -55,6 +77,53 @@ class HttpServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._signals(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes the ports once all connections that clients have made are accepted, and then the connections.
+
+        The system would reset those that wait to be accepted. Clients that have just connected may send their requests.
+        """
+        listeners = sockets or []
+        await _accept_all(listeners)
+        for server in self.servers:
+            server.close()
+        for listener in listeners:
+            listener.close()
+        for _ in range(_REQUEST_POLLS):
+            if not self._has_silent:
+                break
+            await asyncio.sleep(_POLL_INTERVAL_S)
+        await super().shutdown()
+
+    @property
+    def _has_silent(self) -> bool:
+        """Whether a connection has sent no request."""
+        connections = self.server_state.connections
+        return any(isinstance(connection, LimitedConnection) and connection.is_silent for connection in connections)
+
+
+async def _accept_all(listeners: Sequence[socket.socket]) -> None:
+    """Lets the event loop accept the connections that clients have made, while none is added."""
+    poll = select.poll()
+    for listener in listeners:
+        poll.register(listener, select.POLLIN)
+        _refuse_new(listener)
+    await asyncio.sleep(_HANDSHAKE_S)
+    for _ in range(_ACCEPT_TURNS):
+        if not poll.poll(0):
+            break
+        await asyncio.sleep(0)
+
+
+def _refuse_new(listener: socket.socket) -> None:
+    """Lets the system drop the first packet of new connections. The client's system sends it again after a second, and
+    finds that the port is closed. Only Linux can; elsewhere, a connection may be made just before the port closes."""
+    if listener.family == socket.AF_UNIX or sys.platform != "linux":
+        return
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *operation) for operation in _DROP_SYN))
+    program = struct.pack("HP", len(_DROP_SYN), ctypes.addressof(code))
+    with suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 def uvicorn_config(app: ASGIApp, settings: Settings, connections: OpenConnections) -> uvicorn.Config:

@@ -1,9 +1,11 @@
-"""Connections that send nothing, to a real server: probes, metrics and requests are still served."""
+"""Connections that send nothing, to a real server: probes, metrics and requests are still served; and its end."""
 
 import resource
+import signal
 import socket
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -65,6 +67,44 @@ def test_idle_connections_keep_nobody_out(tiny_config: Path) -> None:
             assert counts["roost_connections_dropped_total admin"] >= count - 2 * RESERVED
             assert counts["roost_connections_refused_total public"] == 0
         assert "may open" not in server.log.read_text()
+
+
+REQUEST = b"GET /v1/models HTTP/1.1\r\nHost: r\r\nAuthorization: Bearer %s\r\n\r\n"
+
+
+def assert_answered(connection: socket.socket) -> int:
+    """Returns the status of the response that comes; one that the server doesn't serve can be retried."""
+    head, _, _ = connection.recv(2**16).partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    assert status == 200 or (status == 503 and b"\r\nretry-after: " in head), head
+    return status
+
+
+def test_no_connection_is_reset_when_a_server_ends(tiny_config: Path) -> None:
+    """Hundreds connect before its signal, and others after it while they can; some send nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    try:
+        with served(tiny_config) as (server, _), ExitStack() as stack:
+            url, request = httpx.URL(server.url), REQUEST % API_KEY.encode()
+
+            def connect() -> socket.socket:
+                return stack.enter_context(socket.create_connection((url.host, url.port or 0), timeout=60))
+
+            silent = [connect() for _ in range(300)]
+            waiting = [connect() for _ in range(400)]
+            server.process.send_signal(signal.SIGTERM)
+            for connection in waiting:
+                connection.sendall(request)
+            with suppress(ConnectionRefusedError):
+                for _ in range(2000):
+                    waiting.append(connect())
+                    waiting[-1].sendall(request)
+            statuses = Counter(map(assert_answered, [*silent, *waiting]))
+            assert statuses[503] >= len(silent)
+            assert server.ends() == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.robust
