@@ -155,7 +155,7 @@ def _enforceable(name: str, schema: Mapping[str, Any], *, is_strict: bool) -> Ma
         raise GrammarError("no text can satisfy it")
     if is_strict and prepared.dropped:
         raise GrammarError(f"unsupported keyword: {', '.join(prepared.dropped)}")
-    warn_all(f"{name}: {keyword}" for keyword in prepared.dropped)
+    warn_all(f"{name}: {keyword}" for keyword in dict.fromkeys((*prepared.dropped, *prepared.widened)))
     return prepared.schema
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .grammar_spec import GrammarError
+from .schema_bounds import bounded
 from .schema_facts import ALL_TYPES, Facts, Schema, is_closed, required, without_endless
 from .schema_objects import Cluster, few, is_plain_reference, is_plain_union
 from .schema_references import References
@@ -65,10 +66,12 @@ class PreparedSchema:
     Attributes:
       schema: The rewritten schema; None if no value fits it.
       dropped: Keywords that cannot be enforced, each once.
+      widened: Bounds that are enforced in a wider form, each once.
     """
 
     schema: Mapping[str, Any] | None
     dropped: tuple[str, ...]
+    widened: tuple[str, ...] = ()
 
 
 def prepare(schema: Mapping[str, Any]) -> PreparedSchema:
@@ -95,6 +98,7 @@ class _Preparation:
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._dropped: dict[str, None] = {}
+        self._widened: dict[str, None] = {}
         self._root = root
         self._references = References(root)
         self._resource = root
@@ -117,7 +121,7 @@ class _Preparation:
                 self._dropped["oneOf"] = None
                 break
         result = ({**whole, "$defs": definitions} if definitions else whole) if isinstance(whole, dict) else None
-        return PreparedSchema(result, tuple(self._dropped))
+        return PreparedSchema(result, tuple(self._dropped), tuple(self._widened))
 
     def _schema(self, node: Any, *, close: bool) -> Any:
         if not isinstance(node, dict):
@@ -125,6 +129,8 @@ class _Preparation:
         if node.get("not", False) in ({}, True):
             return False
         outer, self._resource = self._resource, self._references.resource(node, self._resource)
+        bounds = bounded(node)
+        node, self._widened = bounds.node, self._widened | dict.fromkeys(bounds.widened)
         if "oneOf" in node and "anyOf" in node:
             node = {**_without(node, "oneOf"), "allOf": [*node.get("allOf", ()), {"oneOf": node["oneOf"]}]}
         result = self._rewritten(self._with_names(node), close=close)

@@ -3,9 +3,10 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from roost.server.app import create_app
 from roost.server.constraints.grammar_compiler import GrammarCompiler
 from roost.server.constraints.grammar_process import Grammar
 from roost.server.constraints.grammar_spec import GrammarError, GrammarSpec
+from roost.server.constraints.schema_preparation import prepare
 from roost.server.generation.service import Service
 from roost.server.text.served_model import ServedModel
 from roost.server.text.tokenizer import TokenIdsOnly
@@ -137,6 +139,28 @@ async def test_what_is_not_enforced_is_reported(
     response = await client.post("/v1/completions", json={**PATHS["/v1/completions"], **fields})
     assert response.status_code == 200, response.text
     assert response.headers["x-roost-warnings"] == warnings
+
+
+BOUNDED = [json.loads(line) for line in (Path(__file__).parent / "bounds/schemas.jsonl").read_text().splitlines()]
+STRICT: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "/v1/chat/completions": lambda schema: {"response_format": strictly(schema)},
+    "/v1/responses": lambda schema: {
+        "text": {"format": {"type": "json_schema", "name": "x", "schema": schema, "strict": True}}
+    },
+    "/v1/messages": lambda schema: {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
+}
+
+
+@pytest.mark.parametrize("path", STRICT)
+async def test_bounds_of_other_libraries_are_enforced_or_reported(client: httpx.AsyncClient, path: str) -> None:
+    """`bounds` has the programs that made the schemas. The engine's answers are the first in the order of bytes."""
+    for schema in (case["schema"] for case in BOUNDED):
+        limit = {"max_output_tokens" if path == "/v1/responses" else "max_tokens": 20}
+        response = await client.post(path, json={**ALL_PATHS[path], **limit, **STRICT[path](schema)})
+        assert response.status_code == 200, (schema, response.text)
+        reported = response.headers.get("x-roost-warnings", "")
+        widened = {*prepare(schema).widened}
+        assert {warning.rpartition(" ")[2] for warning in reported.split(",") if warning} == widened, schema
 
 
 async def test_empty_grammars_ask_for_nothing(client: httpx.AsyncClient, engine: FakeEngine) -> None:
