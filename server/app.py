@@ -1,6 +1,7 @@
 """The web application: routes and middleware."""
 
 import importlib.metadata
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -16,6 +17,7 @@ from .http import health
 from .http.auth import Access, AccessControl
 from .http.error_responses import install_error_handlers
 from .http.middleware import BodyLimit, Drain, HeadAndOptions, RequestScope, RootPath
+from .http.origins import AllowedOrigins, BrowserGuard
 from .http.routes import ERRORS, docs_router, with_events
 from .observability.metrics import store_rows
 from .observability.request_metrics import RowCollector
@@ -118,8 +120,9 @@ def create_app(
         admin_paths = {route.path for route in admin_routes}
         app.add_middleware(AccessControl, access=access, public_paths=_PUBLIC_PATHS, admin_paths=admin_paths)
     app.add_middleware(Drain, open_requests=service.open_requests)
-    if access.allowed_origins:
-        _allow_origins(app, access.allowed_origins)
+    if access.browsers.origins:
+        _allow_origins(app, access.browsers.origins)
+    app.add_middleware(BrowserGuard, policy=access.browsers)
     if trace is not None:
         app.add_middleware(trace)
     app.add_middleware(RequestScope, metrics=service.metrics.http, routes=routes, model=service.model.id)
@@ -132,11 +135,12 @@ def _routes_of(routers: Iterable[APIRouter]) -> list[Route]:
     return [route for router in routers for route in router.routes if isinstance(route, Route)]
 
 
-def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
+def _allow_origins(app: FastAPI, origins: AllowedOrigins) -> None:
     """Lets pages of these origins read responses. Browsers send a preflight request for that, without a key."""
     app.add_middleware(
         CORSMiddleware,
-        allow_origins=origins,
+        allow_origins=origins.names,
+        allow_origin_regex="|".join(f"{re.escape(scheme)}.*" for scheme in origins.schemes) or None,
         allow_methods=("GET", "POST", "DELETE"),
         allow_headers=("*",),
         expose_headers=("x-request-id", "retry-after", "retry-after-ms", WARNINGS_HEADER),

@@ -72,7 +72,7 @@ def _serve(
     signals: Signals,
 ) -> tuple[BaseException | None, bool]:
     """Serves on bound ports; returns the engine's failure, and whether a thread is stuck."""
-    access = load_access(settings, listeners.admin_port)
+    access = load_access(settings, listeners.admin_port, on_loopback=listeners.is_on_loopback)
     config = replace(config, tenants=max(len(access.keys.owners), 1))
     tracing = open_tracing(settings, model.id)
     progress = LoadProgress()

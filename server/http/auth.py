@@ -18,6 +18,7 @@ from ..settings import Settings, SettingsError
 from ..tenants import tenant
 from .error_responses import send_error
 from .middleware import client_of
+from .origins import BrowserPolicy, browser_policy
 
 UNNAMED: Final = "default"
 """Owner of keys without a name."""
@@ -83,23 +84,24 @@ class Access:
       keys: API keys; if there are none, every path is public. `reload_keys` replaces them in place.
       admin_keys: Keys for operators' paths, such as `/debug/`, which do not exist without them.
       admin_port: Port that serves metrics and operators' paths instead; None serves all on the main port.
-      allowed_origins: Origins of web pages that may use the API from a browser; "*" allows all.
+      browsers: Origins and host names that are accepted from browsers.
       rejected: Writes rejected keys into the audit log.
     """
 
     keys: ApiKeys = field(default_factory=ApiKeys)
     admin_keys: ApiKeys = field(default_factory=ApiKeys)
     admin_port: int | None = None
-    allowed_origins: tuple[str, ...] = ()
+    browsers: BrowserPolicy = field(default_factory=BrowserPolicy)
     rejected: RejectedKeys = field(default_factory=RejectedKeys)
 
 
-def load_access(settings: Settings, admin_port: int | None) -> Access:
+def load_access(settings: Settings, admin_port: int | None, *, on_loopback: bool = False) -> Access:
     """Returns the access control that the settings define.
 
     Args:
       settings: Settings of the server.
       admin_port: Port that the admin listener is bound to, if there is one.
+      on_loopback: Whether only this machine can connect to the server's ports.
 
     Raises:
       SettingsError: A key is malformed, or the key file cannot be read.
@@ -107,7 +109,7 @@ def load_access(settings: Settings, admin_port: int | None) -> Access:
     access = Access(
         admin_keys=ApiKeys([key.get_secret_value() for key in settings.admin_key or ()], "admin_key"),
         admin_port=admin_port,
-        allowed_origins=settings.allow_origin,
+        browsers=browser_policy(settings, on_loopback=on_loopback),
     )
     reload_keys(access, settings)
     return access

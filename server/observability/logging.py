@@ -143,8 +143,8 @@ class _StderrHandler(logging.Handler):
 _MAX_LINES: Final = 10
 """Maximum lines about rejected keys per minute and address."""
 
-_MAX_ADDRESSES: Final = 4096
-"""Maximum number of addresses whose lines are counted apart in a minute. All others share one count."""
+_MAX_SUBJECTS: Final = 4096
+"""Maximum number of subjects whose lines are counted apart in a minute. All others share one count."""
 
 _MAX_PATH: Final = 200
 """Maximum characters of a path in a line."""
@@ -158,6 +158,31 @@ def audit(event: str, **fields: Any) -> None:
     say(f"audit: {event}", fields={"logger": "roost.audit", "event": event, **fields}, as_json=True)
 
 
+class LinesPerMinute:
+    """Limits log lines about what clients send, for each address or other subject.
+
+    Args:
+      max_lines: Maximum lines of a subject in a minute.
+      clock: Monotonic clock in seconds.
+    """
+
+    def __init__(self, max_lines: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_lines = max_lines
+        self._clock = clock
+        self._minute = 0
+        self._lines = Counter[str]()
+
+    def may_write(self, subject: str) -> bool:
+        """Returns whether a line about a subject may be written now, and counts it."""
+        minute = int(self._clock() // 60)
+        if minute != self._minute:
+            self._minute = minute
+            self._lines.clear()
+        counted = subject if subject in self._lines or len(self._lines) < _MAX_SUBJECTS else ""
+        self._lines[counted] += 1
+        return self._lines[counted] <= self._max_lines
+
+
 class RejectedKeys:
     """Writes a line for each request with an unknown key, as long as its address has had few in this minute.
 
@@ -166,21 +191,10 @@ class RejectedKeys:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._minute = 0
-        self._lines = Counter[str]()
+        self._lines = LinesPerMinute(_MAX_LINES, clock)
 
     def write(self, client: str, path: str, keys: Iterable[bytes]) -> None:
         """Writes the line of a request. Keys appear in it as hashes, which are the same until the process ends."""
         hashes = [hmac.digest(_SECRET, key, "sha256").hex()[:16] for key in keys if key]
-        if hashes and self._may_write(client):
+        if hashes and self._lines.may_write(client):
             audit("rejected_key", client=client, path=path[:_MAX_PATH], key_hashes=hashes)
-
-    def _may_write(self, client: str) -> bool:
-        minute = int(self._clock() // 60)
-        if minute != self._minute:
-            self._minute = minute
-            self._lines.clear()
-        counted = client if client in self._lines or len(self._lines) < _MAX_ADDRESSES else ""
-        self._lines[counted] += 1
-        return self._lines[counted] <= _MAX_LINES

@@ -5,6 +5,7 @@ import base64
 import calendar
 import ctypes
 import errno
+import ipaddress
 import math
 import re
 import resource
@@ -20,13 +21,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from ...engine import ConfigError, RoostError
 from ..http.connection import MAX_ADMIN_CONNECTIONS, RESERVED_CONNECTIONS, LimitedConnection, OpenConnections
+from ..http.origins import TrustedProxies
 from ..settings import Settings
 from ..terminal.exits import Signals
 from .lifecycle import STOP_TIMEOUT_S
@@ -137,15 +139,14 @@ def uvicorn_config(app: ASGIApp, settings: Settings, connections: OpenConnection
     """
     protocol = partial(LimitedConnection, stall_s=settings.stall_timeout, connections=connections)
     config = uvicorn.Config(
-        app,
+        _behind_proxies(app, settings.forwarded_allow_ips),
         http=cast(type[asyncio.Protocol], protocol),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=bool(settings.forwarded_allow_ips),
-        forwarded_allow_ips=list(settings.forwarded_allow_ips),
+        proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(STOP_TIMEOUT_S),
         ssl_certfile=settings.ssl_certfile,
@@ -155,6 +156,11 @@ def uvicorn_config(app: ASGIApp, settings: Settings, connections: OpenConnection
         _load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), settings.ssl_certfile, settings.ssl_keyfile)
     config.load()
     return config
+
+
+def _behind_proxies(app: ASGIApp, addresses: Sequence[str]) -> ASGIApp:
+    """Returns an application that trusts the headers of the proxies at these addresses."""
+    return cast(ASGIApp, TrustedProxies(cast(Any, app), list(addresses))) if addresses else app
 
 
 def reload_certificate(config: uvicorn.Config, settings: Settings) -> None:
@@ -223,6 +229,12 @@ class Listeners:
     def admin_port(self) -> int | None:
         """Number of the admin port. If port 0 was requested, it is the port that the system chose."""
         return None if self.admin is None else int(self.admin.getsockname()[1])
+
+    @property
+    def is_on_loopback(self) -> bool:
+        """Whether only this machine can connect, and not through a Unix socket, which a proxy stands before."""
+        is_socket_file = self.public.family == socket.AF_UNIX
+        return not is_socket_file and ipaddress.ip_address(self.public.getsockname()[0]).is_loopback
 
     def url(self, settings: Settings) -> str:
         """Returns the address that clients connect to."""

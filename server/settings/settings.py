@@ -93,11 +93,11 @@ class Settings(BaseModel):
     ] = None
     """Path prefix under which a proxy offers this server; the proxy may remove it or not."""
     forwarded_allow_ips: Annotated[Words, Option(Group.HTTP, "ADDRESS", default="none")] = ()
-    """Proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted: addresses, networks, or *."""
+    """Proxies whose X-Forwarded-For, -Proto and -Host are trusted: addresses, networks, or *."""
     admin_port: Annotated[Port | None, Option(Group.HTTP)] = None
     """Serve metrics and /debug on this port instead."""
     allow_origin: Annotated[Words, Option(Group.HTTP, "ORIGIN")] = ()
-    """Web pages that may use this server, such as https://example.org, or *."""
+    """Web pages that may use this server, such as https://example.org, chrome-extension://*, or * for all."""
     allow_host: Annotated[Words, Option(Group.HTTP, "NAME")] = ()
     """Names, besides this machine's own, under which clients reach a server on loopback, such as a proxy's; or *."""
     max_body_bytes: Annotated[int, Field(ge=1024), Option(Group.HTTP)] = 4 * 2**20

@@ -36,7 +36,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """Yields a server that believes whoever connects, as behind a Unix socket."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "config.json").write_text(json.dumps(TINY))
-    options = ("--simulate", "v5e", "--forwarded-allow-ips", "*", "--store", f"sqlite://{folder}/store.db")
+    options = (
+        "--simulate",
+        "v5e",
+        "--forwarded-allow-ips",
+        "*",
+        "--allow-host",
+        "chat.example.org",
+        "--store",
+        f"sqlite://{folder}/store.db",
+    )
     with serving(f"random:{folder / 'config.json'}", *options) as process:
         yield process
 
@@ -69,6 +78,21 @@ def test_a_client_cannot_forge_its_address_and_scheme(client: httpx.Client, serv
     wait_for_line(server, f" {request_id} GET /docs 200 ", seconds=60)
     (logged,) = [line for line in server.log.read_text().splitlines() if request_id in line]
     assert f" client={CLIENT}" in logged
+
+
+def test_a_page_served_under_a_public_name_may_use_a_server_on_loopback(client: httpx.Client) -> None:
+    """The proxies pass the name and the port on, as before a sidecar; without `--allow-host` it is a 403."""
+    body = {"prompt": [5], "max_tokens": 1}
+    public = f"chat.example.org:{client.base_url.port}"
+    statuses = [
+        client.post("/v1/completions", json=body, headers={"host": host, "origin": origin}).status_code
+        for host, origin in (
+            (public, f"http://{public}"),
+            (public, "http://chat.example.org:1"),
+            ("other.example.org", "http://other.example.org"),
+        )
+    ]
+    assert statuses == [200, 403, 403]
 
 
 def test_a_file_may_be_larger_than_other_bodies(client: httpx.Client) -> None:

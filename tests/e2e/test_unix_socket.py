@@ -33,6 +33,20 @@ def test_a_server_listens_on_a_unix_socket(tiny_config: Path, tmp_path: Path) ->
     assert re.search(rf"^address +unix:{path}$", log.read_text(), re.MULTILINE)
 
 
+def test_a_page_belongs_to_the_host_that_a_trusted_proxy_forwards(tiny_config: Path) -> None:
+    """A browser on a network without TLS sends no `Sec-Fetch-Site`; a proxy in the same pod changes `Host`."""
+    names = ("--allow-host", "inner.example", "--forwarded-allow-ips", "127.0.0.1")
+    headers = {"host": "inner.example:8000", "origin": "https://chat.example.org"}
+    outcomes = {}
+    for options in (names, names[:2]):
+        with serving(f"random:{tiny_config}", *SIMULATED, *options) as server:
+            for forwarded in ("chat.example.org", "other.example.org"):
+                sent = {**headers, "x-forwarded-host": forwarded}
+                answer = httpx.post(f"{server.url}/tokenize", json={"prompt": "a"}, headers=sent, timeout=60)
+                outcomes[len(options), forwarded] = answer.status_code != 403
+    assert [request for request, passes in outcomes.items() if passes] == [(4, "chat.example.org")]
+
+
 @pytest.mark.parametrize(
     ("trusted", "expected"), [((), "127.0.0.1"), (("--forwarded-allow-ips", "127.0.0.1"), "203.0.113.9")]
 )

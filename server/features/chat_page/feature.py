@@ -52,7 +52,7 @@ _PAGE_HEADERS: Final = {
             "trusted-types dompurify",
         )
     ),
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
 }
 

@@ -62,7 +62,7 @@ def test_environment_variables_hold_several_values(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("ROOST_ALLOW_ORIGIN", "https://a.example https://b.example")
     access = load_access(load_settings({}), None)
     assert access.keys.owners == ("alice", "bob")
-    assert access.allowed_origins == ("https://a.example", "https://b.example")
+    assert access.browsers.origins.names == ("https://a.example", "https://b.example")
 
 
 def test_empty_key_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from fake_server import client_of, until
 from roost.server.app import create_app
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys, load_access, reload_keys
+from roost.server.http.origins import AllowedOrigins, BrowserPolicy
 from roost.server.settings import load_settings
 
 KEYS = ApiKeys(["alice:a", "bob:b"])
@@ -91,7 +92,9 @@ async def test_unknown_origin_gets_no_cors_headers(client: httpx.AsyncClient) ->
 
 
 async def test_allowed_origin_gets_cors_headers(service: Service) -> None:
-    async with client_of(create_app(service, Access(KEYS, allowed_origins=("https://good.example",)))) as client:
+    async with client_of(
+        create_app(service, Access(KEYS, browsers=BrowserPolicy(AllowedOrigins(["https://good.example"]))))
+    ) as client:
         headers = {
             "origin": "https://good.example",
             "access-control-request-method": "POST",
