@@ -32,6 +32,10 @@ class Browser:
         """Runs JavaScript and returns its result."""
         return self._post("execute/sync", script=text, args=list(arguments))
 
+    def script_until_done(self, text: str, *arguments: Any) -> Any:
+        """Runs JavaScript and returns what it passes to its last argument, a function."""
+        return self._post("execute/async", script=text, args=list(arguments))
+
     def click(self, selector: str) -> None:
         self._post(f"element/{self._find(selector)}/click")
 
