@@ -5,6 +5,8 @@ States are kept in memory; an export can outlive the process.
 
 import hashlib
 import time
+from bisect import insort
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -76,11 +78,54 @@ class StoredState:
         }
 
 
+class _ImportedStates:
+    """Imported states of one owner and one salt, by the tokens that they cover."""
+
+    def __init__(self) -> None:
+        self._by_prefix: dict[tuple[int, bytes], dict[str, StoredState]] = {}
+        self._counts = Counter[int]()
+        self._lengths: list[int] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._lengths)
+
+    def add(self, stored: StoredState, prefix: Prefix) -> None:
+        """Adds a state, which is newer than the others."""
+        self._by_prefix.setdefault((prefix.length, prefix.digest), {})[stored.id] = stored
+        self._counts[prefix.length] += 1
+        if self._counts[prefix.length] == 1:
+            insort(self._lengths, prefix.length)
+
+    def remove(self, stored: StoredState, prefix: Prefix) -> None:
+        """Removes a state."""
+        states = self._by_prefix[prefix.length, prefix.digest]
+        del states[stored.id]
+        if not states:
+            del self._by_prefix[prefix.length, prefix.digest]
+        self._counts[prefix.length] -= 1
+        if not self._counts[prefix.length]:
+            del self._counts[prefix.length]
+            self._lengths.remove(prefix.length)
+
+    def longest(self, token_ids: Sequence[int]) -> StoredState | None:
+        """Returns the newest state that covers the most tokens of a prompt, but not all of them.
+
+        Each token is hashed once. The number of digests is that of the different lengths, which are block boundaries.
+        """
+        states, start = None, 0
+        digest, tokens = hashlib.sha256(), id_bytes(token_ids)
+        for length in self._lengths:
+            if length >= len(token_ids):
+                break
+            digest.update(tokens[start * ID_BYTES : length * ID_BYTES])
+            states, start = self._by_prefix.get((length, digest.digest()), states), length
+        return None if states is None else next(reversed(states.values()))
+
+
 class StateStore:
     """Keeps states until they are deleted. None is evicted.
 
     Attributes:
-      has_imported: Whether a state was ever imported, with which prompts may begin.
       saves: Turns of saving or caching a state, one per tenant at a time, since each takes a part of an engine step.
 
     Args:
@@ -88,10 +133,15 @@ class StateStore:
     """
 
     def __init__(self, num_tenants: int = 1) -> None:
-        self.has_imported = False
         self.saves = TenantLocks()
         self._is_shared = num_tenants > 1
         self._stored: TenantStore[str, StoredState] = TenantStore()
+        self._imported: defaultdict[tuple[str, str], _ImportedStates] = defaultdict(_ImportedStates)
+
+    @property
+    def has_imported(self) -> bool:
+        """Whether there are imported states with which prompts may begin."""
+        return bool(self._imported)
 
     @property
     def num_bytes(self) -> int:
@@ -111,24 +161,17 @@ class StateStore:
         stored = StoredState(f"state_{uuid4().hex}", owner, state, state.num_bytes + _OBJECT_BYTES, prefix)
         self._check_room(stored, limit)
         self._stored.put(stored.id, owner, stored, stored.num_bytes)
-        self.has_imported |= prefix is not None
+        if prefix is not None:
+            self._imported[owner, prefix.cache_salt].add(stored, prefix)
         return stored
 
     def imported(self, owner: str, cache_salt: str, token_ids: Sequence[int]) -> StoredState | None:
         """Returns the owner's newest imported state that covers the most tokens of a prompt, but not all of them.
 
-        Each token is hashed once, independent of the number of states.
+        The time that it takes does not depend on the number of states.
         """
-        states = {
-            (stored.prefix.length, stored.prefix.digest): stored
-            for stored in self._stored.of(owner)
-            if stored.prefix is not None and stored.prefix.cache_salt == cache_salt
-        }
-        found, start, digest, tokens = None, 0, hashlib.sha256(), id_bytes(token_ids)
-        for length in sorted({length for length, _ in states if length < len(token_ids)}):
-            digest.update(tokens[start * ID_BYTES : length * ID_BYTES])
-            found, start = states.get((length, digest.digest()), found), length
-        return found
+        states = self._imported.get((owner, cache_salt))
+        return None if states is None else states.longest(token_ids)
 
     def _check_room(self, stored: StoredState, limit: int) -> None:
         """Checks that a state fits.
@@ -169,7 +212,17 @@ class StateStore:
         Raises:
           ApiError: See `get`.
         """
-        self._stored.pop(self.get(state_id, owner).id)
+        stored = self.get(state_id, owner)
+        self._stored.pop(stored.id)
+        if stored.prefix is not None:
+            self._forget(owner, stored, stored.prefix)
+
+    def _forget(self, owner: str, stored: StoredState, prefix: Prefix) -> None:
+        """Removes a state from those that prompts find."""
+        states = self._imported[owner, prefix.cache_salt]
+        states.remove(stored, prefix)
+        if not states:
+            del self._imported[owner, prefix.cache_salt]
 
 
 def _full(message: str) -> ApiError:

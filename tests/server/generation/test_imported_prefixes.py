@@ -1,5 +1,9 @@
 """Imported states are found by the tokens that prompts begin with."""
 
+import sys
+from types import FrameType
+from typing import Any
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,3 +43,30 @@ def test_longest_is_that_of_a_search_through_all(
 
 def test_a_state_without_a_snapshot_has_no_prefix() -> None:
     assert Prefix.of(saved_state((5, 6)), "") is None
+
+
+def num_lines_of_search(num_states: int) -> int:
+    """Returns how many lines of Python run until a prompt's state is found among others."""
+    store, count = StateStore(), 0
+    for number in range(num_states):
+        state = state_of((number, 1))
+        store.keep(state, "", 2**30, Prefix.of(state, ""))
+
+    def trace(_: FrameType, event: str, __: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        stored = store.imported("", "", (3, 1, 5))
+    finally:
+        sys.settrace(before)
+    assert stored is not None
+    assert stored.state.token_ids[0] == 3
+    return count
+
+
+def test_the_time_of_a_search_does_not_depend_on_the_number_of_states() -> None:
+    assert num_lines_of_search(500) == num_lines_of_search(5)
