@@ -104,7 +104,7 @@ def create_app(
     )
     app.state.service = service
     app.state.features = open_features(Opening(service)) if features is None else features
-    app.state.check_body = BodyCheck(service.model.id, strict=strict)
+    app.state.check_body = BodyCheck(service.model.names, strict=strict)
     app.openapi = with_events(app, _EVENTS)  # type: ignore[method-assign]
     admin_routers = [router for feature in FEATURES for router in feature.admin_routers] if access.admin_keys else []
     for router in admin_routers:

@@ -98,7 +98,7 @@ _ENDPOINTS: Final = {
 
 def endpoints_pages() -> Mapping[str, str]:
     """Returns the page of all endpoints, and a page for each API with the parameters and the fields of its bodies."""
-    model, metrics = SimpleNamespace(id=""), SimpleNamespace(http=None)
+    model, metrics = SimpleNamespace(id="", names=()), SimpleNamespace(http=None)
     service = SimpleNamespace(open_requests=None, model=model, admissions=Admissions(), metrics=metrics)
     document = create_app(cast(Service, service), features=()).openapi()
     schemas: Mapping[str, Any] = document["components"]["schemas"]

@@ -129,9 +129,9 @@ def refusal(detail: Mapping[str, Any], location: Sequence[str | int], body: Any)
     return bad_value(param or None, describe(detail, location or ["the body"]))
 
 
-def unknown_model(name: str, served: str) -> ApiError:
+def unknown_model(name: str, served: Sequence[str]) -> ApiError:
     """Returns a 404 for a model other than the served one."""
-    message = f"the model {name!r:.100} does not exist: this server has {served}"
+    message = f"the model {name!r:.100} does not exist: this server has {', '.join(served)}"
     return ApiError(kinds.NO_SUCH_MODEL, message, param="model")
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple
 
@@ -294,6 +294,12 @@ def _num_characters(messages: Sequence[ConversationMessage]) -> int:
     return sum(map(len, texts)) + sum([len(call.arguments) for each in messages for call in each.calls])
 
 
+_RESULT_HINTS: Final[Mapping[str, str]] = {
+    "input": ": send an item of the type function_call, and after it one of the type function_call_output"
+}
+"""Ends of errors about results of calls, by the field of the body."""
+
+
 def _plain(messages: Sequence[ConversationMessage], param: str, *, has_earlier: bool) -> list[Message]:
     """Returns messages with their calls or results as text, since chat formats have no separate place for them.
 
@@ -307,9 +313,12 @@ def _plain(messages: Sequence[ConversationMessage], param: str, *, has_earlier: 
     plain, call_ids = [], set[str | None]()
     for message in messages:
         if message.role == "tool" and message.call_id is None:
-            raise bad_value(param, f"{param}: a message of the role 'tool' needs tool_call_id")
+            raise bad_value(
+                param, f"{param}: a message of the role 'tool' needs tool_call_id{_RESULT_HINTS.get(param, '')}"
+            )
         if message.role == "tool" and message.call_id not in call_ids and not has_earlier:
-            raise bad_value(param, f"{param}: no call before it has the id of the result, {message.call_id!r:.100}")
+            problem = f"no call before it has the id of the result, {message.call_id!r:.100}"
+            raise bad_value(param, f"{param}: {problem}{_RESULT_HINTS.get(param, '')}")
         if message.content is None and message.role != "assistant":
             raise bad_value(param, f"a message of the role {message.role!r:.100} needs content")
         if message.role == "tool":

@@ -1,6 +1,6 @@
 """Responses to errors in the shape of each API, errors behind exceptions of FastAPI, and hints for wrong URLs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, Final, NamedTuple
 
@@ -16,28 +16,7 @@ from ...engine import RoostError
 from ..errors import kinds
 from ..errors.request_errors import CLIENT_CLOSED_REQUEST, ApiError, from_exception, log_reason, refusal
 from ..observability.logging import error_reason
-
-_OTHER_SERVERS: Final[Mapping[str, str]] = {
-    "/api/chat": "/v1/chat/completions",
-    "/api/generate": "/v1/completions",
-    "/api/show": "/server_info",
-    "/api/tags": "/v1/models",
-    "/api/version": "/version",
-    "/chat": "/v1/chat/completions",
-    "/get_model_info": "/server_info",
-    "/info": "/server_info",
-    "/invocations": "/v1/chat/completions",
-    "/livez": "/health",
-    "/ping": "/health",
-    "/props": "/server_info",
-    "/ready": "/health/ready",
-    "/readyz": "/health/ready",
-    "/slots": "/load",
-    "/swagger": "/docs",
-    "/redoc": "/docs",
-    "/v1/chat": "/v1/chat/completions",
-}
-"""Paths of Ollama, llama.cpp, SGLang, TGI, and of probes in Kubernetes that are not like the right ones."""
+from .foreign_paths import FOREIGN_PATHS
 
 _MAX_PATH: Final = 64
 """Maximum characters of a path without a route that are compared with paths that have one."""
@@ -124,13 +103,13 @@ def _from_http(error: HTTPException, request: Request) -> ApiError:
 
 
 def _directions_to(request: Request) -> str:
-    """Returns a hint about the right path for a path without a route."""
+    """Returns a hint about what to use instead of a path without a route."""
     path = request.scope["path"].lower().rstrip("/")
-    right = _OTHER_SERVERS.get(path)
-    if right is None:
+    hint = FOREIGN_PATHS.get(path)
+    if hint is None:
         likely = get_close_matches(path[:_MAX_PATH], request.app.state.paths, n=1, cutoff=_MIN_LIKENESS)
-        right = next(iter(likely), None)
-    return "GET /docs lists the endpoints" if right is None else f"use {request.scope.get('root_path', '')}{right}"
+        hint = f"use {{root}}{likely[0]}" if likely else "GET /docs lists the endpoints"
+    return hint.replace("{root}", request.scope.get("root_path", ""))
 
 
 async def _no_response(request: Request, error: Exception) -> Response:

@@ -102,7 +102,7 @@ class ModelSettings(TypedDict, total=False):
     """
 
     config: str | Path | None
-    served_model_name: str | None
+    served_model_name: str | Sequence[str] | None
     dtype: Literal["auto", "float32", "bfloat16"]
     quantize: Quantization | None
     kv_dtype: Literal["int8"] | None

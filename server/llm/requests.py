@@ -84,7 +84,7 @@ MAX_CONSTRAINED_TOKENS: Final = 16_384
 Over HTTP, the server's `request_timeout` ends such a request.
 """
 
-_check: Final = BodyCheck("")
+_check: Final = BodyCheck([""])
 """Check of fields, in which no model is named."""
 
 

@@ -19,12 +19,12 @@ AnthropicVersion = Annotated[str | None, Header()]
 
 @router.get("/v1/models", responses=success(ModelList | AnthropicModelList))
 async def list_models(service: ReadyService, anthropic_version: AnthropicVersion = None) -> Response:
-    """Lists the served model."""
-    model_id = service.model.id
+    """Lists the served model under each of its names."""
+    names = service.model.names
     if anthropic_version is None:
-        return json_response({"object": "list", "data": [_describe(service.model)]})
-    listed = {"data": [_describe_to_anthropic(service.model)], "has_more": False}
-    return json_response({**listed, "first_id": model_id, "last_id": model_id})
+        return json_response({"object": "list", "data": [_describe(service.model, name) for name in names]})
+    listed = {"data": [_describe_to_anthropic(service.model, name) for name in names], "has_more": False}
+    return json_response({**listed, "first_id": names[0], "last_id": names[-1]})
 
 
 @router.get("/v1/models/{model_id:path}", responses=success(ModelObject | AnthropicModelObject))
@@ -34,16 +34,16 @@ async def get_model(
     """Describes the served model."""
     if request.scope["path"].endswith("/") and not model_id:  # the slash of a base URL, and no line feed
         return await list_models(service, anthropic_version)
-    if model_id != service.model.id:
-        raise unknown_model(model_id, service.model.id)
+    if model_id not in service.model.names:
+        raise unknown_model(model_id, service.model.names)
     describe = _describe if anthropic_version is None else _describe_to_anthropic
-    return json_response(describe(service.model))
+    return json_response(describe(service.model, model_id))
 
 
-def _describe(model: ServedModel) -> dict[str, Any]:
-    """Describes a model. `max_model_len` is null since a request's state has a fixed size at any length."""
+def _describe(model: ServedModel, name: str) -> dict[str, Any]:
+    """Describes a model under one of its names. `max_model_len` is null since a state's size never grows."""
     return {
-        "id": model.id,
+        "id": name,
         "object": "model",
         "created": model.created,
         "owned_by": "roost",
@@ -53,12 +53,12 @@ def _describe(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def _describe_to_anthropic(model: ServedModel) -> dict[str, Any]:
-    """Describes a model to Anthropic's clients. Limits are null where there are none."""
+def _describe_to_anthropic(model: ServedModel, name: str) -> dict[str, Any]:
+    """Describes a model under one of its names to Anthropic's clients. Limits are null where there are none."""
     return {
         "type": "model",
-        "id": model.id,
-        "display_name": model.id,
+        "id": name,
+        "display_name": name,
         "created_at": datetime.fromtimestamp(model.created, UTC).isoformat(),
         "lifecycle": "active",
         "max_input_tokens": None,

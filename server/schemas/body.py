@@ -203,12 +203,12 @@ class BodyCheck:
     It runs where a body is parsed, on a worker thread if the body is large.
 
     Args:
-      model_id: Name of the served model.
+      names: Names of the served model.
       strict: Whether all unknown names are refused.
     """
 
-    def __init__(self, model_id: str, *, strict: bool = False) -> None:
-        self._model_id = model_id
+    def __init__(self, names: Sequence[str], *, strict: bool = False) -> None:
+        self._names = tuple(names)
         self._strict = strict
 
     def built(self, model: type[JsonObject], parsed: Any) -> JsonObject:
@@ -232,8 +232,8 @@ class BodyCheck:
           ApiError: The model is another one, a field would change the response and has no effect here, or a field is
             unknown and is either almost a known one or found by a strict check.
         """
-        if isinstance(body, Body) and body.model is not None and body.model != self._model_id:
-            raise unknown_model(body.model, self._model_id)
+        if isinstance(body, Body) and body.model is not None and body.model not in self._names:
+            raise unknown_model(body.model, self._names)
         fields = _unnamed_fields(body)
         for field in fields:
             if (rule := field.kind.field_rules.names.get(field.name)) is not None:

@@ -100,7 +100,8 @@ _GENERATION_REFUSED: Final[Mapping[str, ForeignName]] = {
 """Fields of other servers' generations. A sampler is refused by the field that enables it."""
 
 GENERATION_IGNORED: Final = ignored(
-    "audio cache_prompt dry_allowed_length dry_base dry_penalty_last_n dry_sequence_breakers dynatemp_exponent "
+    "audio cache_prompt client_metadata "
+    "dry_allowed_length dry_base dry_penalty_last_n dry_sequence_breakers dynatemp_exponent "
     "dynatemp_high dynatemp_low id_slot include_reasoning keep_alive kv_transfer_params media_io_kwargs metadata "
     "mirostat_eta mirostat_tau mm_processor_kwargs moderation n_discard n_keep parallel_tool_calls "
     "parse_tool_calls post_sampling_probs prediction prompt_cache_key prompt_cache_options prompt_cache_retention "
@@ -169,4 +170,4 @@ MESSAGE_RULES: Final = FieldRules(
 )
 PART_RULES: Final = FieldRules(MARKS | ignored("annotations citations logprobs parsed prompt_cache_breakpoint"))
 CALL_RULES: Final = FieldRules(MARKS | ignored("caller extra_content index parsed_arguments toolset_name"))
-TOOL_RULES: Final = FieldRules(MARKS | ignored("allowed_callers defer_loading eager_input_streaming"))
+TOOL_RULES: Final = FieldRules(MARKS | ignored("allowed_callers defer_loading eager_input_streaming input_examples"))

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, Tag, model_validator
 from ..constraints.grammar_spec import MAX_CHOICES, OBJECT_SCHEMA
 from ..text.chat_format import FunctionCall, FunctionTool, ToolOptions
 from .body import TEXT_OR_OBJECT, Body, Fields, Text, union
-from .field_rules import CALL_RULES, LEFT_OUT, TOOL_RULES, FieldRules, named
+from .field_rules import CALL_RULES, LEFT_OUT, TOOL_RULES, FieldRules
 
 MAX_TOOLS: Final = 128
 """Maximum number of tools, as in OpenAI's API."""
@@ -21,6 +21,10 @@ Schema = Annotated[
 ]
 
 FunctionName = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+"""Name of a function in chat completions."""
+
+LongFunctionName = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,128}$")]
+"""Name of a function in responses and messages, whose APIs allow longer ones."""
 
 
 class JsonSchema(Fields):
@@ -40,9 +44,7 @@ class JsonSchema(Fields):
 
 
 class ResponseFormat(Fields):
-    """OpenAI's constraint to JSON. `schema` next to the type is llama.cpp's form."""
-
-    field_rules: ClassVar[FieldRules] = FieldRules(named("value", "use schema"))
+    """OpenAI's constraint to JSON. `schema` next to the type is llama.cpp's form, and `value` Hugging Face's."""
 
     type: Literal["text", "json_object", "json_schema"]
     """Kind of constraint. `json_object` is any JSON object, unless there is a schema."""
@@ -53,9 +55,12 @@ class ResponseFormat(Fields):
     schema_: Schema | None = Field(default=None, alias="schema")
     """Schema without an envelope, as llama.cpp takes it."""
 
+    value: Schema | None = None
+    """Schema without an envelope, as Hugging Face's clients send it."""
+
     @model_validator(mode="after")
     def _takes_its_schema(self) -> "ResponseFormat":
-        has_schema = self.json_schema is not None or self.schema_ is not None
+        has_schema = any(schema is not None for schema in (self.json_schema, self.schema_, self.value))
         if self.type == "text" and has_schema:
             raise ValueError("the type text takes no schema: use the type json_schema")
         if self.type == "json_schema" and not has_schema:
@@ -68,7 +73,7 @@ class ResponseFormat(Fields):
         if self.type == "text":
             return None
         named = None if self.json_schema is None else self.json_schema.schema_
-        return next((each for each in (named, self.schema_) if each is not None), OBJECT_SCHEMA)
+        return next((each for each in (named, self.schema_, self.value) if each is not None), OBJECT_SCHEMA)
 
     @property
     def is_strict(self) -> bool:

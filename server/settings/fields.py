@@ -117,6 +117,9 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Store = Annotated[SecretStr, AfterValidator(_check_store)]
 Mesh = Annotated[str, AfterValidator(_check_mesh)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Names = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_split), AfterValidator(_check_not_empty)
+]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split), AfterValidator(_check_not_empty)]
 
 

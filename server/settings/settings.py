@@ -15,6 +15,7 @@ from .fields import (
     OFF,
     Group,
     Mesh,
+    Names,
     NonNegativeFloat,
     NonNegativeInt,
     Option,
@@ -53,10 +54,8 @@ class Settings(BaseModel):
     model: Annotated[str, Field(description=f"A{MODEL_CHOICES[1:]}."), Option(Group.MODEL, "MODEL")] = "demo"
     config: Annotated[Path | None, Option(Group.COMMON, "FILE")] = None
     """TOML file with any of these settings, such as max_queue = 64."""
-    served_model_name: Annotated[
-        Annotated[str, Field(min_length=1)] | None, Option(Group.MODEL, "ID", default="the directory's name")
-    ] = None
-    """The model's id for clients."""
+    served_model_name: Annotated[Names | None, Option(Group.MODEL, "ID", default="the directory's name")] = None
+    """The model's id for clients. Requests may use any of several; responses have the first."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Option(Group.MODEL, "DTYPE")] = "auto"
     """auto (the checkpoint's own), float32 or bfloat16."""
     quantize: Annotated[Literal["int8", "int4"] | None, Option(Group.COMMON, "FORMAT")] = None

@@ -149,15 +149,33 @@ class CommandGroup(TyperGroup):
             return super().invoke(ctx)
 
 
+_NAMES_FLAG: Final = "--served-model-name"
+
+
 class ServeCommand(TyperCommand):
-    """A command that answers flags of vLLM and llama.cpp with Roost's own."""
+    """A command that answers flags of vLLM and llama.cpp with Roost's own, and takes several names after one flag."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = {name for param in self.get_params(ctx) for name in param.opts}
         for flag in (word.partition("=")[0] for word in args if word.startswith("-")):
             if flag not in own and (hint := foreign_flag_hint(flag)) is not None:
                 ctx.fail(hint)
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, self._with_flag_for_each_name(ctx, args))
+
+    def _with_flag_for_each_name(self, ctx: Any, args: list[str]) -> list[str]:
+        """Returns the arguments with a flag before each name of the model, where vLLM's users write one before all.
+
+        That is so after MODEL only: before it, the word after a name is MODEL.
+        """
+        if _NAMES_FLAG not in args:
+            return args
+        start = args.index(_NAMES_FLAG)
+        names = list(itertools.takewhile(lambda word: not word.startswith("-"), args[start + 1 :]))
+        before, _, _ = self.make_parser(ctx).parse_args(args[:start])
+        if not isinstance(before.get("model"), str):
+            return args
+        flagged = [word for name in names for word in (_NAMES_FLAG, name)] or [_NAMES_FLAG]
+        return [*args[:start], *flagged, *args[start + 1 + len(names) :]]
 
 
 def _prose(doc: str) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import importlib.metadata
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -37,9 +37,10 @@ class ServedModel:
     """All facts about a served model except its weights.
 
     Attributes:
-      id: Name of the model in the API.
+      id: Name of the model in responses.
       root: Name of the weights: the adapter's if one was merged, else the model's.
       parent: Name of the model that an adapter was merged into; None without one.
+      aliases: Further names of the model in requests.
       created: Time at which it was opened, in seconds since 1970.
       fingerprint: Changes with everything that may change outputs: weights, dtype, quantization, seed, versions.
       identity: Identifies the model across machines, paths and versions.
@@ -64,22 +65,31 @@ class ServedModel:
     simulated: str | None = None
     root: str = ""
     parent: str | None = None
+    aliases: tuple[str, ...] = ()
     end_token_ids: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         end_token_ids = tuple(dict.fromkeys(self.tokenizer.end_token_ids + self.defaults.end_token_ids))
         object.__setattr__(self, "end_token_ids", end_token_ids)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the model in requests, beginning with its id."""
+        return (self.id, *self.aliases)
+
 
 def open_served_model(
-    source: ModelSource, config: EngineConfig, name: str | None = None, max_tokens_limit: int | None = None
+    source: ModelSource,
+    config: EngineConfig,
+    names: Sequence[str] | None = None,
+    max_tokens_limit: int | None = None,
 ) -> ServedModel:
     """Loads everything about a model except its weights.
 
     Args:
       source: Checkpoint, or a config with random weights.
       config: Engine configuration, which affects the fingerprint.
-      name: Name of the model in the API; None uses the source's name.
+      names: Names of the model in the API, of which responses have the first; None uses the source's name.
       max_tokens_limit: Maximum tokens that any request may generate.
 
     Raises:
@@ -87,8 +97,9 @@ def open_served_model(
     """
     tokenizer = open_tokenizer(source)
     root = source.adapters[-1].name if source.adapters else source.name
+    model_id, *aliases = dict.fromkeys(names or [root if config.simulate is None else f"{root}-{SIMULATED}"])
     return ServedModel(
-        id=name or (root if config.simulate is None else f"{root}-{SIMULATED}"),
+        id=model_id,
         created=int(time.time()),
         fingerprint=_fingerprint(source, config),
         identity=_identity(source, config),
@@ -100,6 +111,7 @@ def open_served_model(
         simulated=None if config.simulate is None else config.simulate.text,
         root=root,
         parent=source.name if source.adapters else None,
+        aliases=tuple(aliases),
     )
 
 

@@ -1,7 +1,7 @@
 """Schemas of Anthropic's `/v1/messages`, and the rules for fields that no schema names, which `BodyCheck` applies."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -22,7 +22,7 @@ from ...schemas.field_rules import (
     with_hints,
 )
 from ...schemas.generation_fields import SamplingFields, StopStringList, number
-from ...schemas.output_formats import MAX_TOOLS, FunctionName, OtherTool
+from ...schemas.output_formats import MAX_TOOLS, LongFunctionName, OtherTool
 from ...text.chat_format import ConversationMessage, FunctionCall, FunctionTool, ToolOptions
 
 _MESSAGES_REFUSED: Final[Mapping[str, ForeignName]] = {
@@ -44,7 +44,8 @@ _MESSAGES_REFUSED: Final[Mapping[str, ForeignName]] = {
 }
 
 _MESSAGES_IGNORED: Final = GENERATION_IGNORED | ignored(
-    "billing_policy cache_control context_management diagnostics fallback_credit_token fallbacks inference_geo speed "
+    "anthropic_beta anthropic_version betas billing_policy "
+    "cache_control context_management diagnostics fallback_credit_token fallbacks inference_geo speed "
     "stream_options user_profile_id workspace_id"
 )
 
@@ -75,6 +76,113 @@ class TextBlock(Fields):
 Content = Annotated[Text | Annotated[Several[TextBlock], Tag("<list>")], TEXT_OR_LIST]
 
 
+class PlainTextSource(Fields):
+    """The text of a document."""
+
+    type: Literal["text"]
+    """Kind of source. PDFs and files by their ids are not read."""
+
+    media_type: Literal["text/plain"] = "text/plain"
+    """Media type of the text."""
+
+    data: str
+    """The text."""
+
+    @property
+    def text(self) -> str:
+        """The text."""
+        return self.data
+
+
+class ContentSource(Fields):
+    """The text of a document, in blocks."""
+
+    type: Literal["content"]
+    """Kind of source."""
+
+    content: Content
+    """The text, or blocks of it."""
+
+    @property
+    def text(self) -> str:
+        """The texts of all blocks, joined by line breaks."""
+        return _joined(_content(self.content))
+
+
+def _kind_of_source(value: Any) -> str:
+    return "<content>" if type_of(value) == "content" else "<plain>"
+
+
+class DocumentBlock(Fields):
+    """A document of text, which is read as text. `citations` are ignored: the output has none."""
+
+    field_rules: ClassVar[FieldRules] = PART_RULES
+
+    type: Literal["document"]
+    """Kind of block."""
+
+    source: Annotated[
+        Annotated[PlainTextSource, Tag("<plain>")] | Annotated[ContentSource, Tag("<content>")],
+        Discriminator(_kind_of_source),
+    ]
+    """Text of the document."""
+
+    title: str | None = None
+    """Title of the document, which the model reads before the text."""
+
+    context: str | None = None
+    """Facts about the document, which the model reads before the text."""
+
+    @property
+    def text(self) -> str:
+        """Title, context and text, each in a paragraph."""
+        return "\n\n".join(filter(None, (self.title, self.context, self.source.text)))
+
+
+class SearchResultBlock(Fields):
+    """A result of the client's own search, which is read as text. `citations` are ignored: the output has none."""
+
+    field_rules: ClassVar[FieldRules] = PART_RULES
+
+    type: Literal["search_result"]
+    """Kind of block."""
+
+    source: str
+    """Where the result is from, which the model reads."""
+
+    title: str
+    """Title of the result, which the model reads."""
+
+    content: Several[TextBlock]
+    """Text of the result."""
+
+    @property
+    def text(self) -> str:
+        """Title, source and text, each in a paragraph."""
+        return "\n\n".join(filter(None, (self.title, self.source, _joined(_content(self.content)))))
+
+
+_READ_TAGS: Final = {"document": "<document>", "search_result": "<search_result>"}
+
+
+def _kind_of_result(value: Any) -> str:
+    return _READ_TAGS.get(type_of(value) or "", "<text>")
+
+
+ReadBlock = TextBlock | DocumentBlock | SearchResultBlock
+"""A block whose text the model reads."""
+
+ResultBlock = Annotated[
+    Annotated[TextBlock, Tag("<text>")]
+    | Annotated[DocumentBlock, Tag("<document>")]
+    | Annotated[SearchResultBlock, Tag("<search_result>")],
+    Discriminator(_kind_of_result),
+]
+"""A block of a tool's result."""
+
+ResultContent = Annotated[Text | Annotated[Several[ResultBlock], Tag("<list>")], TEXT_OR_LIST]
+
+
 class ToolUseBlock(Fields):
     """A call that an assistant's message made."""
 
@@ -86,7 +194,7 @@ class ToolUseBlock(Fields):
     id: str
     """Id of the call, which its result names."""
 
-    name: FunctionName
+    name: LongFunctionName
     """Name of the function."""
 
     input: dict[str, Any]
@@ -108,8 +216,8 @@ class ToolResultBlock(Fields):
     tool_use_id: str
     """Id of the call whose result this is."""
 
-    content: Content = ""
-    """Result as text."""
+    content: ResultContent = ""
+    """Result as text, or blocks of text, documents and search results."""
 
     def as_message(self) -> ConversationMessage:
         """Returns a message with the result."""
@@ -141,6 +249,7 @@ class OtherBlock(Fields):
 _THINKING: Final = ("redacted_thinking", "thinking")
 
 _BLOCK_TAGS: Final = {
+    **_READ_TAGS,
     "tool_use": "<tool_use>",
     "tool_result": "<tool_result>",
     **dict.fromkeys(get_args(OtherBlock.model_fields["type"].annotation), "<other>"),
@@ -153,6 +262,8 @@ def _kind_of_block(value: Any) -> str:
 
 Block = Annotated[
     Annotated[TextBlock, Tag("<text>")]
+    | Annotated[DocumentBlock, Tag("<document>")]
+    | Annotated[SearchResultBlock, Tag("<search_result>")]
     | Annotated[ToolUseBlock, Tag("<tool_use>")]
     | Annotated[ToolResultBlock, Tag("<tool_result>")]
     | Annotated[OtherBlock, Tag("<other>")],
@@ -167,14 +278,14 @@ class AnthropicMessage(Fields):
     """Role of the author, in any order. If the last one is the assistant, the output continues its message."""
 
     content: Annotated[Text | Annotated[Several[Block], Tag("<list>")], TEXT_OR_LIST]
-    """Text, or blocks of text, calls and results."""
+    """Text, or blocks of text, documents, search results, calls and their results."""
 
     def as_messages(self) -> list[ConversationMessage]:
         """Returns a separate message for each result of a call, and one message with the texts and calls."""
         if isinstance(self.content, str):
             return [ConversationMessage(self.role, self.content)]
         results = [block.as_message() for block in self.content if isinstance(block, ToolResultBlock)]
-        texts = [block for block in self.content if isinstance(block, TextBlock)]
+        texts = [block for block in self.content if isinstance(block, ReadBlock)]
         calls = tuple(block.as_call() for block in self.content if isinstance(block, ToolUseBlock))
         if results and not texts and not calls:
             return results
@@ -189,7 +300,7 @@ class AnthropicTool(Fields):
     type: Literal["custom"] = "custom"
     """Kind of tool."""
 
-    name: FunctionName
+    name: LongFunctionName
     """Name of the function."""
 
     description: str | None = None
@@ -241,7 +352,7 @@ class AnthropicToolChoice(Fields):
     type: Literal["auto", "any", "tool", "none"] = "auto"
     """Whether the model may (`auto`), must (`any`) or must not call a function, or must call the one named."""
 
-    name: FunctionName | None = None
+    name: LongFunctionName | None = None
     """Name of the function, for the type `tool`."""
 
     disable_parallel_tool_use: bool = False
@@ -346,5 +457,9 @@ class MessagesBody(CountTokensBody, SamplingFields):
     min_p: float | None = number("min_p")
 
 
-def _content(content: str | list[TextBlock]) -> str | tuple[str, ...]:
+def _content(content: str | Sequence[ReadBlock]) -> str | tuple[str, ...]:
     return content if isinstance(content, str) else tuple(block.text for block in content)
+
+
+def _joined(content: str | tuple[str, ...]) -> str:
+    return content if isinstance(content, str) else "\n".join(content)

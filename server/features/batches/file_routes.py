@@ -6,11 +6,12 @@ from contextlib import suppress
 from typing import Annotated, Any, Final, Literal, TypedDict
 
 import numpy as np
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field, ValidationError
 
 from ...database.errors import StoreUnavailableError
+from ...errors import kinds
 from ...errors.request_errors import ApiError, bad_value, body_too_large, warn_all
 from ...errors.validation_errors import describe
 from ...generation.admission import Admission
@@ -192,7 +193,15 @@ class FileObject(TypedDict):
     """Every line of the file was checked."""
 
 
-router = APIRouter(route_class=JsonRoute)
+async def _refuse_anthropic(request: Request) -> None:
+    """Refuses Anthropic's clients, whose files are documents in another shape."""
+    if "anthropic-version" in request.headers:
+        instead = "send the text of a document in a block of the type document"
+        message = f"{PATH} has no files of Anthropic's API, only OpenAI's inputs and outputs of batches: {instead}"
+        raise ApiError(kinds.NO_SUCH_URL, message)
+
+
+router = APIRouter(route_class=JsonRoute, dependencies=[Depends(_refuse_anthropic)])
 
 
 @router.post(

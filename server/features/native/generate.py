@@ -1,12 +1,14 @@
 """`/generate`: token ids in, token ids out, without any text; and `/abort_request`."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ....engine import SamplingParams
+from ...errors import kinds
+from ...errors.request_errors import ApiError
 from ...generation.admission import admission
 from ...generation.delta import Delta
 from ...generation.logprobs import IdLogprobs, token_logprobs
@@ -25,6 +27,10 @@ from ...text.served_model import ServedModel
 router = APIRouter(route_class=JsonRoute)
 
 
+_FOREIGN_PROMPTS: Final = {"inputs": "TGI", "text": "SGLang", "input_ids": "SGLang", "prompt": "vLLM"}
+"""Fields with the prompt of `/generate` in other servers, and the servers."""
+
+
 class GenerateBody(GenerationFields, StreamingFields):
     """`POST /generate`."""
 
@@ -36,6 +42,17 @@ class GenerateBody(GenerationFields, StreamingFields):
 
     from_state: str | None = None
     """Id of a saved state that the prompt continues."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_roost(cls, data: Any) -> Any:
+        """Refuses bodies of other servers' `/generate`, as a URL that Roost does not have."""
+        prompt = next((name for name in _FOREIGN_PROMPTS if name in data), None) if isinstance(data, dict) else None
+        if prompt is not None and "token_ids" not in data:
+            server = _FOREIGN_PROMPTS[prompt]
+            instead = "send text as prompt to /v1/completions, and token ids as token_ids to /generate"
+            raise ApiError(kinds.NO_SUCH_URL, f"POST /generate takes no {prompt}, as {server}'s does: {instead}")
+        return data
 
 
 class TokensChoice(ChoiceEnd):

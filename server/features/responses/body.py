@@ -26,15 +26,14 @@ from ...schemas.body import (
     type_of,
     union,
 )
-from ...schemas.field_rules import FieldRules, ignored
+from ...schemas.field_rules import LEFT_OUT, FieldRules, ignored
 from ...schemas.generation_fields import SamplingFields, number
-from ...schemas.output_formats import MAX_TOOLS, Function, NamedFunction, OtherTool
+from ...schemas.output_formats import MAX_TOOLS, Function, LongFunctionName, OtherTool
 from ...text.chat_format import ToolOptions
 from .input_items import (
     RESPONSES_IGNORED,
     RESPONSES_REFUSED,
     RESPONSES_RULES,
-    TEXT_OPTIONS_RULES,
     MessageItem,
     ResponseItem,
     left_out,
@@ -61,6 +60,9 @@ class ResponseTool(Function):
     type: Literal["function"]
     """Kind of tool."""
 
+    name: LongFunctionName
+    """Name of the function."""
+
 
 def _kind_of_tool(value: Any) -> str:
     return "<function>" if type_of(value) in (None, "function") else "<other>"
@@ -71,8 +73,11 @@ AnyResponseTool = Annotated[
 ]
 
 
-class ResponseNamedTool(NamedFunction):
+class ResponseNamedTool(Fields):
     """The only function to call."""
+
+    name: LongFunctionName
+    """Name of the function."""
 
     type: Literal["function"]
     """Kind of tool."""
@@ -146,12 +151,27 @@ class TextFormat(Fields):
 
 
 class ResponseText(Fields):
-    """Options of the text. `verbosity` is ignored."""
-
-    field_rules: ClassVar[FieldRules] = TEXT_OPTIONS_RULES
+    """Options of the text."""
 
     format: TextFormat = TextFormat(type="text")
     """Format of the text."""
+
+    verbosity: str | None = None
+    """Returned unchanged, without effect."""
+
+    def described(self) -> dict[str, Any]:
+        """Returns the options as a response shows them."""
+        verbosity = {} if self.verbosity is None else {"verbosity": self.verbosity}
+        return {"format": self.format.described(), **verbosity}
+
+
+class ReasoningOptions(Fields):
+    """How much a model is to reason. The model has no reasoning, so all fields are without effect."""
+
+    field_rules: ClassVar[FieldRules] = LEFT_OUT
+
+    effort: str | None = None
+    """Returned unchanged, without effect."""
 
 
 class ConversationReference(Fields):
@@ -279,7 +299,11 @@ class ResponseBody(PromptFields, SamplingFields):
     """Returned unchanged, without effect: it limits calls of tools that a server runs, and this server runs none."""
 
     top_logprobs: TopLogprobs | None = None
-    """Number of alternatives to report for each token. It needs `message.output_text.logprobs` in `include`."""
+    """Number of alternatives to report for each token. Without `message.output_text.logprobs` in `include`, it is
+    returned unchanged, without effect."""
+
+    reasoning: ReasoningOptions = ReasoningOptions()
+    """Its `effort` is returned unchanged; the model has no reasoning."""
 
     metadata: Metadata = Field(default_factory=dict)
     """Up to 16 names and values, of at most 64 and 512 characters, that are stored with the response and returned."""
@@ -358,8 +382,6 @@ def generation_spec(
     Raises:
       ApiError: The body requests something that the server cannot do.
     """
-    if body.top_logprobs is not None and not body.wants_logprobs:
-        raise bad_value("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
     max_tokens = body.max_output_tokens or service.model.defaults.max_tokens
     logprobs = (body.top_logprobs or 0) if body.wants_logprobs else None
     requested, constraint = body.text.format, None

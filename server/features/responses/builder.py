@@ -285,10 +285,10 @@ class ResponsesBuilder(ResponseBuilder):
             "max_output_tokens": params.max_tokens,
             "model": self._model.id,
             "output": [],
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": body.reasoning.effort, "summary": None},
             "service_tier": "default",
             "temperature": params.temperature if body.temperature is None else body.temperature,
-            "text": {"format": body.text.format.described()},
+            "text": body.text.described(),
             "tool_choice": body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
             "tools": [dict(tool) for tool in body.functions],
             "top_logprobs": body.top_logprobs or 0,
@@ -341,7 +341,7 @@ class ResponsesBuilder(ResponseBuilder):
             yield self._call_event("delta", piece, delta=piece.arguments)
 
     def _ended_call(self, call: CallPiece, status: str) -> Iterator[dict[str, Any]]:
-        yield self._call_event("done", call, arguments=call.arguments)
+        yield self._call_event("done", call, name=call.name, arguments=call.arguments)
         item = self._call_item(call, status)
         yield self._event("response.output_item.done", output_index=call.index, item=item)
 

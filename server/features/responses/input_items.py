@@ -28,7 +28,7 @@ from ...schemas.field_rules import (
     with_hints,
 )
 from ...schemas.generation_fields import RefusalPart, kind_of_part
-from ...schemas.output_formats import FunctionName
+from ...schemas.output_formats import LongFunctionName
 from ...text.chat_format import ConversationMessage, FunctionCall
 from .conversations import Item
 
@@ -49,18 +49,20 @@ RESPONSES_REFUSED: Final[Mapping[str, ForeignName]] = {
             "system": "use instructions",
         }
     ),
-    "context_management": ForeignName(neutral=([],)),
     "max_tokens": ForeignName("use max_output_tokens"),
     "prompt": ForeignName("send the text as instructions and input"),
 }
 
-RESPONSES_IGNORED: Final = GENERATION_IGNORED | ignored("access_programs background_options image")
+RESPONSES_IGNORED: Final = GENERATION_IGNORED | ignored("access_programs background_options context_management image")
 
 RESPONSES_RULES: Final = FieldRules({**RESPONSES_IGNORED, **RESPONSES_REFUSED})
 ITEM_RULES: Final = FieldRules(
-    MARKS | ignored("async caller created_by id name namespace parsed_arguments phase status")
+    {
+        **MARKS,
+        **ignored("async caller created_by id name namespace parsed_arguments phase status"),
+        "tool_calls": ForeignName("send items of the types function_call and function_call_output", ([],)),
+    }
 )
-TEXT_OPTIONS_RULES: Final = FieldRules(ignored("verbosity"))
 
 
 class ResponseTextPart(JsonObject):
@@ -122,7 +124,7 @@ class CallItem(InputItem):
     call_id: str
     """Id of the call, which its result names."""
 
-    name: FunctionName
+    name: LongFunctionName
     """Name of the function."""
 
     arguments: str
@@ -159,7 +161,7 @@ class CustomCallItem(InputItem):
     call_id: str
     """Id of the call, which its result names."""
 
-    name: FunctionName
+    name: LongFunctionName
     """Name of the tool."""
 
     input: str

@@ -67,7 +67,7 @@ def test_every_setting_of_the_core_is_a_flag(served: list[Settings]) -> None:
     values: dict[str, Any] = {
         "host": "0.0.0.0",
         "port": 1,
-        "served_model_name": "m",
+        "served_model_name": ("m",),
         "dtype": "float32",
         "quantize": "int8",
         "kv_dtype": "int8",
@@ -132,6 +132,24 @@ def test_every_setting_of_the_core_is_a_flag(served: list[Settings]) -> None:
         "model": "random:2b",
         **expected,
     }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["demo", "--served-model-name", "a", "b", "--slots", "1"],
+        ["demo", "--slots", "1", "--served-model-name", "a", "b"],
+        ["--served-model-name", "a", "--slots", "1", "--served-model-name=b", "demo"],
+    ],
+)
+def test_several_names_may_follow_one_flag_after_the_model(served: list[Settings], words: list[str]) -> None:
+    assert runner.invoke(app, ["serve", *words]).exit_code == 0
+    assert (served[0].model, served[0].served_model_name, served[0].slots) == ("demo", ("a", "b"), 1)
+
+
+def test_a_word_after_a_name_without_a_model_before_is_the_model(served: list[Settings]) -> None:
+    assert runner.invoke(app, ["serve", "--served-model-name", "a", "random:2b"]).exit_code == 0
+    assert (served[0].model, served[0].served_model_name) == ("random:2b", ("a",))
 
 
 def test_serve_needs_no_arguments(served: list[Settings]) -> None:

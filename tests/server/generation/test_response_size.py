@@ -291,7 +291,7 @@ async def test_a_large_body_becomes_its_model_elsewhere(service: Service) -> Non
 
     app = FastAPI()
     app.router.route_class = JsonRoute
-    app.state.service, app.state.check_body = service, BodyCheck(service.model.id)
+    app.state.service, app.state.check_body = service, BodyCheck(service.model.names)
 
     @app.post("/")
     async def count(body: Watched) -> int:

@@ -1,6 +1,7 @@
 """Hints for URLs that do not exist, and the page that lists those that do."""
 
 import re
+from typing import Any
 
 import httpx
 import pytest
@@ -32,6 +33,7 @@ from roost.server.http.auth import Access, ApiKeys
         ("/api/chat", "/v1/chat/completions"),
         ("/api/generate", "/v1/completions"),
         ("/api/tags", "/v1/models"),
+        ("/api/ps", "/v1/models"),
         ("/completion", "/v1/completions"),
         ("/props", "/server_info"),
         ("/healthz", "/health"),
@@ -44,8 +46,42 @@ async def test_a_wrong_url_says_the_right_one(client: httpx.AsyncClient, path: s
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/v1", "/v1/embeddings", "/v1/moderations", "/v1/engines", "/" + "v1/" * 200]
+    ("path", "words"),
+    [
+        ("/generate_stream", "use /v1/completions with stream: true"),
+        ("/v1/uploads", "use /v1/files"),
+        ("/v1/messages/batches", "use /v1/batches"),
+        ("/infill", "/v1/completions continues a text"),
+        ("/api/pull", "by MODEL"),
+        *((path, "has no embeddings") for path in ("/v1/embeddings", "/api/embed", "/embed")),
+        *((path, "/v1/completions with echo and logprobs") for path in ("/rerank", "/v1/rerank", "/pooling")),
+        *((path, "/v1/completions with echo and logprobs") for path in ("/score", "/v1/score", "/classify")),
+    ],
 )
+async def test_urls_of_other_servers_say_what_to_use_instead(client: httpx.AsyncClient, path: str, words: str) -> None:
+    response = await client.post(path, json={"inputs": "a"})
+    assert response.status_code == 404
+    message = response.json()["error"]["message"]
+    assert message.startswith(f"no such URL (POST {path}): ")
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": "a", "parameters": {"max_new_tokens": 3}},
+        {"text": "a", "sampling_params": {"max_new_tokens": 3}},
+        {"input_ids": [4], "sampling_params": {}},
+        {"prompt": "a", "max_tokens": 3, "stream": True},
+    ],
+)
+async def test_bodies_of_other_servers_generate_are_not_found(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    response = await client.post("/generate", json=body)
+    assert response.status_code == 404
+    assert "prompt to /v1/completions, and token ids as token_ids" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/v1", "/v1/engines", "/" + "v1/" * 200])
 async def test_a_url_without_a_right_one_says_where_all_are(client: httpx.AsyncClient, path: str) -> None:
     message = (await client.get(path)).json()["error"]["message"]
     assert message.endswith("): GET /docs lists the endpoints")

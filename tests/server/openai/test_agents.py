@@ -2,6 +2,7 @@
 
 import json
 import urllib.parse
+from collections.abc import Callable
 from typing import Any
 
 import anthropic.types
@@ -150,3 +151,83 @@ async def test_a_schema_needs_no_name(client: httpx.AsyncClient) -> None:
     assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
     text = {"format": {"type": "json_schema", "schema": SCHEMA}}
     await ask(client, RESPONSES, text=text, max_output_tokens=200)
+
+
+@pytest.mark.parametrize(
+    ("path", "wrap", "most"),
+    [
+        ("/v1/chat/completions", lambda name: {"type": "function", "function": {"name": name}}, 64),
+        (RESPONSES, lambda name: {"type": "function", "name": name}, 128),
+        (MESSAGES, lambda name: {"name": name, "input_schema": {"type": "object"}}, 128),
+    ],
+)
+async def test_names_of_tools_are_as_long_as_in_each_api(
+    client: httpx.AsyncClient, path: str, wrap: Callable[[str], Any], most: int
+) -> None:
+    base: dict[str, Any] = {"input": "hi"} if path == RESPONSES else {"messages": HI, "max_tokens": 3}
+    for length, status in ((most, 200), (most + 1, 400)):
+        response = await client.post(path, json={**base, "tools": [wrap("n" * length)]})
+        assert response.status_code == status
+    assert f"{{1,{most}}}" in response.json()["error"]["message"]
+
+
+async def test_a_call_with_a_long_name_is_made_and_sent_back(client: httpx.AsyncClient) -> None:
+    name = "mcp__" + "n" * 123
+    tool, choice = {"name": name, "input_schema": {"type": "object"}}, {"type": "tool", "name": name}
+    said = (await ask(client, MESSAGES, tools=[tool], tool_choice=choice, max_tokens=300)).json()["content"]
+    assert said[0]["name"] == name
+    result = {"type": "tool_result", "tool_use_id": said[0]["id"], "content": "x"}
+    history = [*HI, {"role": "assistant", "content": said}, {"role": "user", "content": [result]}]
+    await ask(client, MESSAGES, tools=[tool], messages=history)
+
+
+async def test_extras_of_clients_are_known(client: httpx.AsyncClient) -> None:
+    metadata = {"x-codex-turn-metadata": "x"}
+    assert warnings_of(await ask(client, RESPONSES, client_metadata=metadata)) == []
+    tool = {"name": "f", "input_schema": SCHEMA, "input_examples": [{"n": 1}]}
+    assert warnings_of(await ask(client, MESSAGES, tools=[tool], client_metadata=metadata, betas=["x"])) == []
+
+
+DOCUMENT = {"type": "document", "title": "T", "context": "C", "citations": {"enabled": True}}
+PLAIN = {"type": "text", "media_type": "text/plain", "data": "a\nb"}
+TEXTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+FOUND = {"type": "search_result", "source": "https://a.example", "title": "T", "content": TEXTS}
+
+
+@pytest.mark.parametrize(
+    ("block", "text"),
+    [
+        ({**DOCUMENT, "source": PLAIN}, "T\n\nC\n\na\nb"),
+        ({"type": "document", "source": PLAIN, "title": None}, "a\nb"),
+        ({**DOCUMENT, "source": {"type": "content", "content": TEXTS}}, "T\n\nC\n\na\nb"),
+        ({"type": "document", "source": {"type": "content", "content": "a"}}, "a"),
+        (FOUND, "T\n\nhttps://a.example\n\na\nb"),
+    ],
+)
+async def test_documents_and_search_results_are_read_as_text(
+    client: httpx.AsyncClient, engine: FakeEngine, block: dict[str, Any], text: str
+) -> None:
+    call = {"role": "assistant", "content": [{"type": "tool_use", "id": "c1", "name": "f", "input": {}}]}
+    for read in (block, {"type": "text", "text": text}):
+        result = {"type": "tool_result", "tool_use_id": "c1", "content": [read]}
+        asked = {"role": "user", "content": [read, {"type": "text", "text": "hi"}]}
+        response = await ask(client, MESSAGES, messages=[asked, call, {"role": "user", "content": [result]}])
+        assert warnings_of(response) == []
+    assert engine.requests[0].prompt_token_ids == engine.requests[1].prompt_token_ids
+
+
+@pytest.mark.parametrize("source", [{"type": "base64", "media_type": "application/pdf", "data": ""}, {"type": "file"}])
+async def test_documents_that_are_no_text_are_refused(client: httpx.AsyncClient, source: dict[str, str]) -> None:
+    content = [{"type": "document", "source": source}]
+    response = await client.post(MESSAGES, json={"messages": [{"role": "user", "content": content}], "max_tokens": 1})
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert message == f'messages[0].content[0].source.type must be "text", got "{source["type"]}"'
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/files/file_1", "/v1/files/file_1/content"])
+async def test_files_of_anthropic_are_refused_by_name(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.get(path, headers={"anthropic-version": "2023-06-01"})
+    error = response.json()["error"]
+    assert (response.status_code, error["type"]) == (404, "not_found_error")
+    assert error["message"].startswith("/v1/files has no files of Anthropic's API")

@@ -238,7 +238,6 @@ async def test_what_is_not_to_be_stored_is_not(client: httpx.AsyncClient) -> Non
         ({"tools": [{"name": "x"}]}, "tools"),
         ({"input": [{"type": "mesage", "role": "user", "content": "x"}]}, "input"),
         ({"conversation": 5}, "conversation"),
-        ({"top_logprobs": 2}, "top_logprobs"),
         ({"include": [5]}, "include"),
         ({"truncation": "some"}, "truncation"),
         ({"background": True, "store": False}, "background"),
@@ -260,7 +259,7 @@ async def test_what_cannot_be_done_is_refused(client: httpx.AsyncClient, fields:
 
 
 async def test_what_changes_nothing_is_let_pass(client: httpx.AsyncClient) -> None:
-    await created(
+    response = await created(
         client,
         tools=[],
         tool_choice="auto",
@@ -269,7 +268,29 @@ async def test_what_changes_nothing_is_let_pass(client: httpx.AsyncClient) -> No
         include=["reasoning.encrypted_content"],
         stream_options=None,
         service_tier="auto",
+        top_logprobs=2,
+        context_management=[{"type": "compaction", "compact_threshold": 1000}],
     )
+    assert response.reasoning is not None
+    assert response.text is not None
+    assert (response.reasoning.effort, response.text.verbosity, response.top_logprobs) == ("low", "low", 2)
+    assert response.output_text == "ABC"
+
+
+CALLED = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+RESULT = {"role": "tool", "tool_call_id": "c1", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    "items",
+    [[RESULT], [{**RESULT, "tool_call_id": None}], [{"role": "assistant", "content": "", "tool_calls": [CALLED]}]],
+)
+async def test_calls_and_results_of_chats_are_refused_with_their_items(
+    client: httpx.AsyncClient, items: list[Any]
+) -> None:
+    error = await error_of(await create(client, input=[{"role": "user", "content": "hi"}, *items]))
+    assert error["param"] == "input"
+    assert "function_call_output" in error["message"]
 
 
 async def test_a_failure_in_the_middle_is_a_failed_response(client: httpx.AsyncClient, engine: FakeEngine) -> None:

@@ -20,7 +20,7 @@ EVENTS: dict[str, Shape] = {
     "response.output_text.delta": {**TEXT_PLACE, "delta": str, "logprobs": list},
     "response.output_text.done": {**TEXT_PLACE, "text": str, "logprobs": list},
     "response.function_call_arguments.delta": {**PLACE, "delta": str},
-    "response.function_call_arguments.done": {**PLACE, "arguments": str},
+    "response.function_call_arguments.done": {**PLACE, "name": str, "arguments": str},
 }
 ITEMS: dict[str, Shape] = {
     "message": {"id": str, "status": str, "role": str, "content": list},
