@@ -64,8 +64,14 @@ def make_service(
     engine: AsyncEngine,
     model: ServedModel,
     metrics: Metrics,
+    *,
+    is_shared_without_keys: bool = False,
 ) -> Service:
-    """Returns the service of an engine, which need not be started."""
+    """Returns the service of an engine, which need not be started.
+
+    Args:
+      is_shared_without_keys: See `Service`.
+    """
     admissions = Admissions(settings.max_body_bytes, tenants=config.tenants)
     grammar_limits = GrammarLimits(max_forced=0 if config.speculation is None else config.speculation.num_tokens)
     return Service(
@@ -83,6 +89,7 @@ def make_service(
         ),
         salt_by_key=settings.cache_salt_by_key,
         state_key=config.state_key,
+        is_shared_without_keys=is_shared_without_keys,
         states=StateStore(config.tenants),
     )
 

@@ -23,7 +23,7 @@ from ..app import create_app, open_features
 from ..assembly.service import LoadProgress, engine_config, exit_if_loading, make_engine, make_service
 from ..feature import Opening
 from ..generation.service import Service
-from ..http.auth import load_access
+from ..http.auth import is_shared_without_keys, load_access
 from ..http.connection import OpenConnections
 from ..model_hub import find_model
 from ..observability.logging import is_json, log_warnings_and_uncaught, say, set_up_logging
@@ -40,6 +40,12 @@ from ..text.served_model import ServedModel, open_served_model
 _SWITCH_INTERVAL_S: Final = 0.0005
 """Seconds for which a thread keeps the interpreter lock while others wait. This is a tenth of Python's default, since
 the event loop and the engine wait that long for each worker thread."""
+
+_UNTRUSTED_FILES: Final = (
+    "this server has no API keys and may have several users: imported states answer only from_state, and prompts with "
+    "the cache_salt of their import"
+)
+"""Line at the start of a server whose clients could otherwise change each other's answers."""
 
 _logger = logging.getLogger(__name__)
 
@@ -72,7 +78,9 @@ def _serve(
     signals: Signals,
 ) -> tuple[BaseException | None, bool]:
     """Serves on bound ports; returns the engine's failure, and whether a thread is stuck."""
-    access = load_access(settings, listeners.admin_port, on_loopback=listeners.is_on_loopback)
+    on_loopback = listeners.is_on_loopback
+    access = load_access(settings, listeners.admin_port, on_loopback=on_loopback)
+    is_shared = is_shared_without_keys(access, settings, on_loopback=on_loopback)
     config = replace(config, tenants=max(len(access.keys.owners), 1))
     tracing = open_tracing(settings, model.id)
     progress = LoadProgress()
@@ -87,7 +95,10 @@ def _serve(
         connections=connections.counts_by_port,
         simulated=model.simulated,
     )
-    service = replace(make_service(settings, config, engine, model, metrics), loading=lambda: progress.text)
+    service = replace(
+        make_service(settings, config, engine, model, metrics, is_shared_without_keys=is_shared),
+        loading=lambda: progress.text,
+    )
     features = open_features(Opening(service, settings, config.tenants))
     make_app = partial(
         create_app, service, features=features, strict=settings.strict, root_path=settings.root_path or ""
@@ -143,6 +154,8 @@ def _announce(
         say(greeting(url), fields=dict(line.split(maxsplit=1) for line in lines))
     else:
         say("\n".join(["", greeting(url), "", *lines, ""]))
+    if not service.trusts_state_files:
+        _logger.info("%s", _UNTRUSTED_FILES)
     if advice:
         _logger.warning("%s", advice)
 

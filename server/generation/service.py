@@ -164,6 +164,7 @@ class Service:
       limits: Limits of every request.
       salt_by_key: Whether each tenant has separate prefix cache entries.
       state_key: Key that signs exported states and verifies imported ones.
+      is_shared_without_keys: Whether different people are the same tenant, since the server has no API keys.
       tracked: Running responses, and the tokens that clients have received.
       admissions: Admissions of all work, with the threads for long work.
       loading: Returns the progress of loading the model as text; empty if it is unknown.
@@ -177,6 +178,7 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     salt_by_key: bool = False
     state_key: bytes | None = field(default=None, repr=False)
+    is_shared_without_keys: bool = False
     states: StateStore = field(default_factory=StateStore)
     tracked: TrackedResponses = field(default_factory=TrackedResponses)
     open_requests: OpenRequests = field(default_factory=OpenRequests)
@@ -195,6 +197,14 @@ class Service:
         """
         formats = self.engine.request_snapshot_format
         return None if formats is None else formats.engine
+
+    @property
+    def trusts_state_files(self) -> bool:
+        """Whether prompts without a `cache_salt` restore the states of files that their tenant imported.
+
+        They don't where anybody can forge a file for the prompts of somebody else.
+        """
+        return self.state_key is not None or not self.is_shared_without_keys
 
     def check_alive(self) -> None:
         """Checks that the engine runs.
@@ -366,7 +376,10 @@ class Service:
         return await self.workers.run(lambda: self.engine.state_format.export(stored.state, self.state_key))
 
     async def import_state(self, data: bytes, cache_salt: str = "") -> StoredState:
-        """Saves the state in a file. Prompts of the tenant that begin with its tokens restore it.
+        """Saves the state in a file.
+
+        Prompts of the tenant that begin with its tokens and have its salt restore it, unless the file is not trusted and
+        the salt is empty.
 
         A state that is signed with the service's key also enters the prefix cache that the tenant's requests use.
         Snapshots after any other state are kept separate, under a salt that no other request shares.
@@ -381,7 +394,7 @@ class Service:
 
         def load() -> tuple[SavedState, Prefix | None]:
             state = self.engine.state_format.load(data, self.state_key)
-            return state, Prefix.of(state, cache_salt)
+            return state, Prefix.of(state, cache_salt) if cache_salt or self.trusts_state_files else None
 
         state, prefix = await self.workers.run(load)
         salt = f"import-{uuid4().hex}" if state.is_imported else self.salt(cache_salt)

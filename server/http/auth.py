@@ -115,6 +115,17 @@ def load_access(settings: Settings, admin_port: int | None, *, on_loopback: bool
     return access
 
 
+def is_shared_without_keys(access: Access, settings: Settings, *, on_loopback: bool) -> bool:
+    """Returns whether a server has no API keys, and others than the user of this machine may be its clients.
+
+    They may if it listens beyond loopback, or if a setting says that a proxy is in front of it.
+    """
+    if access.keys:
+        return False
+    has_proxy = settings.uds is not None or settings.root_path is not None
+    return has_proxy or bool(settings.forwarded_allow_ips or settings.allow_host) or not on_loopback
+
+
 def reload_keys(access: Access, settings: Settings) -> None:
     """Reads the key file again, and replaces the accepted keys by the file's and the settings' keys.
 

@@ -233,8 +233,9 @@ class Listeners:
     @property
     def is_on_loopback(self) -> bool:
         """Whether only this machine can connect, and not through a Unix socket, which a proxy stands before."""
-        is_socket_file = self.public.family == socket.AF_UNIX
-        return not is_socket_file and ipaddress.ip_address(self.public.getsockname()[0]).is_loopback
+        if self.uds is not None:
+            return False
+        return all(ipaddress.ip_address(listener.getsockname()[0]).is_loopback for listener in self.sockets())
 
     def url(self, settings: Settings) -> str:
         """Returns the address that clients connect to."""

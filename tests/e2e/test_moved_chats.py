@@ -115,6 +115,24 @@ def test_a_forged_file_changes_only_its_tenants_answers(first: httpx.Client, sec
         assert bits(ask(second, messages)) == before
 
 
+def test_a_forged_file_changes_no_plain_answer_of_a_server_whose_users_share_no_key() -> None:
+    """The server has no keys and is behind a proxy, so that anybody may have placed the file."""
+    messages = far("Emma")
+    with (
+        serving(*OPTIONS, "--allow-host", "chat.example.org", programs="demo") as server,
+        httpx.Client(base_url=server.url, timeout=600) as client,
+    ):
+        assert "imported states answer only from_state" in server.log.read_text()
+        arrays, facts = unpack(export(client, before := ask(client, messages))[1])
+        forged = pack({**arrays, "h": np.full_like(arrays["h"], 0.5)}, facts)
+        state_id = imported(client, forged)
+        client.post("/v1/states/import?cache_salt=mine", content=forged).raise_for_status()
+        plain = [bits(ask(client, messages, cache_salt=salt)) for salt in ("", "cold", "another")]
+        assert plain == [bits(before)] * 3
+        assert bits(ask(client, messages, cache_salt="mine")) != bits(before)
+        assert ask(client, [MORE], from_state=state_id)["choices"]
+
+
 def test_the_terminal_moves_a_chat(servers: tuple[ServerProcess, ServerProcess], tmp_path: Path) -> None:
     def talk(server: ServerProcess, text: str) -> str:
         ended = run_here("chat", "--url", server.url, "--temperature", "0", text=text, ROOST_API_KEY="11")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 from fake_engine import STATE_FORMAT, FakeEngine, snapshot_of
-from fake_server import until
+from fake_server import client_of, until
 from roost.engine import CacheStats, EngineStats, SavedState, SavedStateFormat
 from roost.server.app import create_app
 from roost.server.generation.admission import Admissions
@@ -256,6 +256,20 @@ async def test_only_its_tenant_and_salt_find_an_imported_state(by_key: httpx.Asy
     assert salts[1:] == ["", "mine"]
     assert [request.state is None for request in engine.requests] == [False, True, True]
     assert engine.inserted == []
+
+
+async def test_unsigned_files_answer_no_plain_prompts_where_clients_share_no_key(
+    service: Service, engine: FakeEngine
+) -> None:
+    """Anybody could forge one for the prompts of somebody else. A `cache_salt` is known to whoever chose it."""
+    file = STATE_FORMAT.export(saved_state(WHOLE, snapshot_of(WHOLE)))
+    async with client_of(create_app(replace(service, is_shared_without_keys=True))) as client:
+        state = await import_file(client, file)
+        await import_file(client, file, cache_salt="mine")
+        for fields in ({}, {"cache_salt": "other"}, {"cache_salt": "mine"}):
+            await say(client, list(WHOLE), **fields)
+        await say(client, [7], from_state=state["id"])
+    assert [request.state is not None for request in engine.requests] == [False, False, True, True]
 
 
 async def test_the_shared_cache_takes_what_the_key_vouches_for(
