@@ -16,6 +16,7 @@ from .generation.service import Service
 from .http import health
 from .http.auth import Access, AccessControl
 from .http.error_responses import install_error_handlers
+from .http.foreign_paths import foreign_paths
 from .http.middleware import BodyLimit, Drain, HeadAndOptions, RequestScope, RootPath
 from .http.origins import AllowedOrigins, BrowserGuard
 from .http.routes import ERRORS, docs_router, with_events
@@ -47,6 +48,8 @@ _EVENTS: Final = (ChatCompletionChunk, Completion, *(event for feature in FEATUR
 """Models of the events of streams, for `/openapi.json`."""
 
 _ERROR_SHAPES: Final = [feature.error_shape for feature in FEATURES if feature.error_shape is not None]
+
+_FOREIGN_PATHS: Final = foreign_paths(feature.path_hints for feature in FEATURES)
 
 _OPEN_TO_ALL: Final = Access()
 
@@ -113,6 +116,7 @@ def create_app(
     admin_routes = _routes_of(admin_routers)
     routes = [*_routes_of(_ROUTERS), *admin_routes]
     app.state.paths = [route.path for route in routes if route.include_in_schema and "{" not in route.path]
+    app.state.foreign_paths = _FOREIGN_PATHS
     app.add_middleware(HeadAndOptions, routes=routes)
     unlimited = frozenset[str]().union(*(feature.unlimited_paths for feature in FEATURES))
     app.add_middleware(BodyLimit, admissions=service.admissions, exempt_paths=unlimited)

@@ -112,6 +112,8 @@ class Feature:
       admin_routers: Routes that need an admin key, and that are missing without one. Their paths have no parameters.
       public_paths: Paths that need no API key.
       unlimited_paths: Paths whose routes limit bodies themselves.
+      path_hints: Hints what to use of the feature instead of paths of other servers, each with its paths;
+        see `foreign_paths`.
       events: Models of the events of its streams, for `/openapi.json`.
       error_shape: Bodies of errors for its clients, if they have another shape than OpenAI's.
       tables: Its tables in a database; None if it has none.
@@ -124,6 +126,7 @@ class Feature:
     admin_routers: Sequence[APIRouter] = ()
     public_paths: frozenset[str] = frozenset()
     unlimited_paths: frozenset[str] = frozenset()
+    path_hints: Mapping[str, str] = field(default_factory=dict)
     events: Sequence[Any] = ()
     error_shape: ErrorShape | None = None
     tables: Tables | None = None

@@ -378,8 +378,8 @@ class Service:
     async def import_state(self, data: bytes, cache_salt: str = "") -> StoredState:
         """Saves the state in a file.
 
-        Prompts of the tenant that begin with its tokens and have its salt restore it, unless the file is not trusted and
-        the salt is empty.
+        Prompts of the tenant that begin with its tokens and have its salt restore it, unless it is not trusted and
+        its salt is empty.
 
         A state that is signed with the service's key also enters the prefix cache that the tenant's requests use.
         Snapshots after any other state are kept separate, under a salt that no other request shares.

@@ -16,7 +16,6 @@ from ...engine import RoostError
 from ..errors import kinds
 from ..errors.request_errors import CLIENT_CLOSED_REQUEST, ApiError, from_exception, log_reason, refusal
 from ..observability.logging import error_reason
-from .foreign_paths import FOREIGN_PATHS
 
 _MAX_PATH: Final = 64
 """Maximum characters of a path without a route that are compared with paths that have one."""
@@ -105,7 +104,7 @@ def _from_http(error: HTTPException, request: Request) -> ApiError:
 def _directions_to(request: Request) -> str:
     """Returns a hint about what to use instead of a path without a route."""
     path = request.scope["path"].lower().rstrip("/")
-    hint = FOREIGN_PATHS.get(path)
+    hint = request.app.state.foreign_paths.get(path)
     if hint is None:
         likely = get_close_matches(path[:_MAX_PATH], request.app.state.paths, n=1, cutoff=_MIN_LIKENESS)
         hint = f"use {{root}}{likely[0]}" if likely else "GET /docs lists the endpoints"

@@ -1,19 +1,13 @@
 """Paths of other servers and APIs, with hints what to use instead."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 _HINTS: Final[Mapping[str, str]] = {
     "use {root}/v1/chat/completions": "/api/chat /chat /invocations /v1/chat",
     "use {root}/v1/completions": "/api/generate /v1/edits",
     "use {root}/v1/completions with stream: true": "/generate_stream",
-    "use {root}/v1/messages": "/v1/complete",
     "use {root}/v1/models": "/api/ps /api/tags",
-    "use {root}/v1/batches, with lines of /v1/messages": "/v1/messages/batches",
-    "use {root}/v1/files, which takes a file of any size in one request": "/v1/uploads",
-    "use {root}/v1/responses and {root}/v1/conversations": "/v1/assistants /v1/threads /v1/realtime",
-    "use {root}/generate": "/inference/v1/generate",
-    "use {root}/tokenize": "/chat_tokenize /v1/tokenize",
     "use {root}/server_info": "/api/show /get_model_info /get_server_info /info /model_info /props",
     "use {root}/version": "/api/version",
     "use {root}/health": "/livez /ping",
@@ -43,5 +37,8 @@ The paths are those of OpenAI, Anthropic, Ollama, llama.cpp, SGLang, TGI and vLL
 they are like the right ones.
 """
 
-FOREIGN_PATHS: Final[Mapping[str, str]] = {path: hint for hint, paths in _HINTS.items() for path in paths.split()}
-"""Hints by path."""
+
+def foreign_paths(hints_of_features: Iterable[Mapping[str, str]]) -> Mapping[str, str]:
+    """Returns the hint of each path: those of the core, and of features, which have the same form."""
+    tables = (_HINTS, *hints_of_features)
+    return {path: hint for hints in tables for hint, paths in hints.items() for path in paths.split()}

@@ -69,7 +69,7 @@ def test_idle_connections_keep_nobody_out(tiny_config: Path) -> None:
         assert "may open" not in server.log.read_text()
 
 
-REQUEST = b"GET /v1/models HTTP/1.1\r\nHost: r\r\nAuthorization: Bearer %s\r\n\r\n"
+REQUEST = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n\r\n"
 
 
 def assert_answered(connection: socket.socket) -> int:

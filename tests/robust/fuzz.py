@@ -395,7 +395,7 @@ def raw_bytes(rng: random.Random) -> Attempt:
 def request(method: str, path: str, body: bytes, kind: str = "application/json", extra: Sequence[str] = ()) -> bytes:
     chunked = any(line.startswith("Transfer-Encoding") for line in extra)
     length = [] if chunked or not body else [f"Content-Length: {len(body)}"]
-    lines = [f"{method} {path} HTTP/1.1", "Host: fuzz", f"Content-Type: {kind}", *extra, *length, "", ""]
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Type: {kind}", *extra, *length, "", ""]
     return "\r\n".join(lines).encode("utf-8", "surrogatepass") + body
 
 

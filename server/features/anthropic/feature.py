@@ -88,6 +88,7 @@ def _conversation(body: CountTokensBody) -> Conversation:
 FEATURE: Final = Feature(
     "anthropic",
     routers=(router,),
+    path_hints={"use {root}/v1/messages": "/v1/complete"},
     events=(MessageEvent,),
     error_shape=ErrorShape("/v1/messages", "anthropic-version", anthropic_body),
 )

@@ -13,6 +13,10 @@ FEATURE: Final = Feature(
     "batches",
     routers=(file_routes.router, routes.router),
     unlimited_paths=frozenset({file_routes.PATH}),
+    path_hints={
+        "use {root}/v1/batches": "/v1/messages/batches",
+        "use {root}/v1/files, which takes a file of any size in one request": "/v1/uploads",
+    },
     tables=TABLES,
     open=open_batches,
     unused_collectors=lambda: (RowCollector(lambda: batch_rows(BatchTotals(), 0, 0)),),

@@ -38,5 +38,6 @@ FEATURE: Final = Feature(
     "native",
     routers=(generate.router, prompts.router),
     admin_routers=(router,),
+    path_hints={"use {root}/generate": "/inference/v1/generate", "use {root}/tokenize": "/chat_tokenize /v1/tokenize"},
     events=(generate.TokensChunk,),
 )

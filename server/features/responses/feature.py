@@ -14,6 +14,7 @@ from .routes import router
 FEATURE: Final = Feature(
     "responses",
     routers=(router, conversations),
+    path_hints={"use {root}/v1/responses and {root}/v1/conversations": "/v1/assistants /v1/threads /v1/realtime"},
     events=(ResponseEvent,),
     tables=TABLES,
     open=open_responses,
