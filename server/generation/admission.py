@@ -23,11 +23,31 @@ from ..errors.request_errors import ApiError, bad_value, body_too_large
 from ..schemas.json_limits import LONG_BYTES, JsonError, decode_json
 from ..tenants import TenantLocks, Workers, tenant
 
+MAX_OVERTAKEN: Final = 64
+"""Number of later reservations that go before one that waits for bytes. Then no further one does, so that large work
+gets its bytes once the work that holds some has ended."""
+
+
+class _Waiter:
+    """A reservation that waits.
+
+    Attributes:
+      num_overtaken: Number of later reservations that were made meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.num_overtaken = 0
+
+    @property
+    def is_aged(self) -> bool:
+        return self.num_overtaken >= MAX_OVERTAKEN
+
 
 class ByteBudget:
     """A number of bytes that tenants share.
 
-    With several tenants, none may hold more than it leaves free, so that another tenant has room.
+    With several tenants, none may hold more than it leaves free, so that another tenant has room. A reservation that
+    waits is overtaken by at most `MAX_OVERTAKEN` others that came later.
 
     Args:
       max_bytes: Maximum bytes that all tenants may hold together.
@@ -42,6 +62,7 @@ class ByteBudget:
         self._max_bytes = max_bytes
         self._is_shared = tenants > 1
         self._held: Counter[str] = Counter()
+        self._waiters = list[_Waiter]()  # oldest first
         self._has_changed = asyncio.Event()
 
     def reserve(self, owner: str, num_bytes: int) -> None:
@@ -77,21 +98,37 @@ class ByteBudget:
         self._has_changed.set()
 
     async def wait(self, owner: str, num_bytes: int) -> None:
-        """Reserves bytes for a tenant once they fit.
+        """Reserves bytes for a tenant once they fit, and no earlier reservation has waited for too many others.
 
         Raises:
           ApiError: 413, the bytes can never fit.
         """
-        while True:
-            try:
-                self.reserve(owner, num_bytes)
-            except ApiError as error:
-                if error.kind is kinds.REQUEST_TOO_LARGE:
-                    raise
-            else:
-                return
-            self._has_changed.clear()
-            await self._has_changed.wait()
+        if not num_bytes:
+            return
+        waiter = _Waiter()
+        self._waiters.append(waiter)
+        try:
+            while not self._has_reserved(waiter, owner, num_bytes):
+                self._has_changed.clear()
+                await self._has_changed.wait()
+        finally:
+            self._waiters.remove(waiter)
+            self._has_changed.set()  # an aged reservation blocks others no longer
+
+    def _has_reserved(self, waiter: _Waiter, owner: str, num_bytes: int) -> bool:
+        """Reserves the bytes of a waiter if they fit and it is its turn; returns whether it did."""
+        earlier = self._waiters[: self._waiters.index(waiter)]
+        if any(other.is_aged for other in earlier):
+            return False
+        try:
+            self.reserve(owner, num_bytes)
+        except ApiError as error:
+            if error.kind is kinds.REQUEST_TOO_LARGE:
+                raise
+            return False
+        for other in earlier:
+            other.num_overtaken += 1
+        return True
 
 
 _UNLIMITED: Final = ByteBudget(sys.maxsize)

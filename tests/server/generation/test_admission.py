@@ -19,7 +19,13 @@ from roost.server.errors.request_errors import ApiError
 from roost.server.features.anthropic.schemas import MessagesBody
 from roost.server.features.native.generate import GenerateBody
 from roost.server.features.responses.body import ResponseBody
-from roost.server.generation.admission import Admissions, ByteBudget, PreemptibleAdmission, size_of
+from roost.server.generation.admission import (
+    MAX_OVERTAKEN,
+    Admissions,
+    ByteBudget,
+    PreemptibleAdmission,
+    size_of,
+)
 from roost.server.generation.service import Service
 from roost.server.http.auth import Access, ApiKeys
 from roost.server.openai.completions import ChatBody, CompletionBody
@@ -148,6 +154,34 @@ async def test_lines_that_wait_for_memory_never_wait_for_each_other() -> None:
             group.create_task(line_of(admissions, owner, [30, 60], ended))
     assert sorted(ended) == list("aabbcc")
     assert admissions.kept_preemptible.num_bytes == 0
+
+
+async def test_a_large_line_of_one_of_eight_tenants_is_overtaken_a_bounded_number_of_times() -> None:
+    """Small lines of the seven others follow each other, so that the large one's memory is never free by itself."""
+    admissions, ended = Admissions(tenants=8), list[str]()
+    admissions.kept_preemptible = ByteBudget(1000, tenants=8)
+
+    async def lines_of(owner: str, count: int) -> None:
+        tenant.set(owner)  # of this task only
+        for _ in range(count):
+            line = PreemptibleAdmission(admissions)
+            await line.begin()
+            await line.keep(50)
+            await line.settle()
+            for _ in range(1 + ord(owner) % 5):  # while it generates
+                await turn()
+            ended.append(owner)
+            line.release()
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for owner in "bcdefgh" * 4:
+            group.create_task(lines_of(owner, 40))
+        await turn()
+        num_before = len(ended)
+        group.create_task(line_of(admissions, "a", [300, 600], ended))
+    num_overtaken = ended.index("a") - num_before
+    assert len(ended) == 7 * 4 * 40 + 1
+    assert MAX_OVERTAKEN / 2 < num_overtaken < 2 * (MAX_OVERTAKEN + 28)  # each of its two reservations, and what ran
 
 
 async def test_lines_take_no_memory_of_requests() -> None:
