@@ -1,19 +1,26 @@
 """A saved state: a chat is saved, continued with two questions, and moved as a file that another server can load."""
 
+import json
 import tempfile
+import urllib.request
 from pathlib import Path
 from typing import Any
 
-import httpx
+SERVER = "http://127.0.0.1:8000"
 
-client = httpx.Client(base_url="http://127.0.0.1:8000", timeout=60)
+
+def send(path: str, body: bytes | None = None, content_type: str = "application/json") -> bytes:
+    """Returns the body of a response, or raises if the server refuses the request."""
+    request = urllib.request.Request(SERVER + path, body, {"Content-Type": content_type})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        content: bytes = response.read()
+    return content
 
 
 def post(path: str, **body: object) -> dict[str, Any]:
-    """Returns the JSON of a response, or raises with what the server says."""
-    response = client.post(path, json=body)
-    assert response.is_success, response.text
-    return response.json()
+    """Returns the JSON of a response."""
+    answer: dict[str, Any] = json.loads(send(path, json.dumps(body).encode()))
+    return answer
 
 
 def chat(text: str, **fields: object) -> dict[str, Any]:
@@ -32,12 +39,10 @@ print(f"saved as {state['id']}, {state['tokens']} tokens")
 ask_from(state["id"], "What is my name?")
 ask_from(state["id"], "What is the capital of Spain?")
 
-exported = client.get(f"/v1/states/{state['id']}/export")
+exported = send(f"/v1/states/{state['id']}/export")
 with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "theo.state"
-    file.write_bytes(exported.content)
+    file.write_bytes(exported)
     print(f"{file.name} has {file.stat().st_size:,} bytes")
-imported = client.post(
-    "/v1/states/import", content=exported.content, headers={"Content-Type": "application/octet-stream"}
-)
-ask_from(imported.json()["id"], "What is my name?")
+imported = json.loads(send("/v1/states/import", exported, "application/octet-stream"))
+ask_from(imported["id"], "What is my name?")
