@@ -5,13 +5,21 @@ import shlex
 import subprocess
 from typing import NamedTuple
 
+INSTALL = re.compile(r"\bpip install (?P<packages>(?:[a-z][\w-]* ?)+|\.)(?=[\s`]|$)")
+"""A documented installation of packages by name, or of the clone."""
+
 
 class Block(NamedTuple):
-    """A fenced block, without its fences."""
+    """A fenced block, without its fences.
+
+    Attributes:
+      packages: Packages that the page installs last before the block: by name, or "." for Roost; none if it names none.
+    """
 
     section: str
     language: str
     text: str
+    packages: tuple[str, ...] = ()
 
 
 def blocks(text: str) -> list[Block]:
@@ -21,8 +29,14 @@ def blocks(text: str) -> list[Block]:
         if match["heading"]:
             section = match["heading"]
         else:
-            found.append(Block(section, match["language"], match["text"]))
+            found.append(Block(section, match["language"], match["text"], installed(text[: match.start()])))
     return found
+
+
+def installed(text: str) -> tuple[str, ...]:
+    """Returns the packages of the last `pip install` of a text."""
+    installs = INSTALL.findall(text)
+    return tuple(installs[-1].split()) if installs else ()
 
 
 def commands(block: str) -> list[str]:

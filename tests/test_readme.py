@@ -1,10 +1,12 @@
 """The documentation's commands, run as a newcomer types them: in a clone, with the environment that `dev.py` makes.
 
-Every command in a fenced `sh` block is run, unless `NOT_RUN` says why it is not. Nothing is downloaded: the packages
-are those of the environment in which the tests run. Servers listen on ports that are free.
+Every command in a fenced `sh` block is run, unless `NOT_RUN` says why it is not. Python blocks and examples run in
+environments that have only what their page installs. Nothing is downloaded: the packages are those of the environment
+in which the tests run, and uv has kept them. Servers listen on ports that are free.
 """
 
 import functools
+import importlib.metadata
 import importlib.util
 import itertools
 import os
@@ -13,6 +15,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import sysconfig
 import time
 import urllib.request
@@ -23,7 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from doc_commands import Block, blocks, commands, words
+from doc_commands import Block, blocks, commands, installed, words
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,8 +80,7 @@ NOT_RUN = {
 }
 """Beginnings of commands, and why they are not run here."""
 
-INTERPRETERS = {".py": ".venv/bin/python", ".sh": "bash"}
-"""Programs that run the files of examples/, by their suffix."""
+EXAMPLE_SUFFIXES = (".py", ".sh")
 
 EXAMPLES_NOT_RUN = {
     "lm_eval_model.py": "wants lm-eval and a task; tests/e2e/test_compat_lm_eval.py runs it",
@@ -113,7 +117,7 @@ PAGES = [*ROOT.glob("*.md"), *(path for folder in WRITTEN for path in (ROOT / fo
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 """A link, but no picture: its text and its target."""
 
-EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.suffix in INTERPRETERS)
+EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.suffix in EXAMPLE_SUFFIXES)
 
 
 # --- a newcomer's machine
@@ -159,6 +163,41 @@ class Newcomer:
         if command.startswith("roost bench serve"):  # its default is README's port
             command = command.replace("bench serve", f"bench serve --url http://127.0.0.1:{self.port}")
         return command
+
+    def python(self, packages: tuple[str, ...]) -> Path:
+        """Returns the interpreter of an environment that has packages and what they need, and nothing else.
+
+        Args:
+          packages: As in `Block`; none are those that `python3 dev.py serve` installs: Roost with a server's packages.
+        """
+        name = "-".join(packages).replace(".", "")
+        environment = self.home / f"only-{name or 'roost'}"
+        if not environment.exists():
+            self.uv("venv", "--quiet", "--python", sys.executable, str(environment))
+            if packages in ((), (".",)):
+                self.uv_install(
+                    environment, "--require-hashes", "--requirement", str(ROOT / "requirements" / "cpu.txt")
+                )
+                lend_roost(self.clone / ".venv", environment)
+            else:
+                self.uv_install(environment, *closure(packages))
+        return environment / "bin" / "python"
+
+    def uv_install(self, environment: Path, *wanted: str) -> None:
+        self.uv("pip", "install", "--quiet", "--no-deps", "--python", str(environment / "bin" / "python"), *wanted)
+
+    def uv(self, *arguments: str) -> None:
+        """Runs uv, which takes packages from its cache: `dev.py` has brought them from the same index."""
+        command, environment = [str(self.home / "bin" / "uv"), *arguments], {**uv_environment(), "UV_OFFLINE": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+
+    def typed_file(self, name: str, text: str) -> Path:
+        """Writes a program into a folder from which Python finds no `roost` but the installed one; returns its path."""
+        path = self.home / "programs" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(self.concrete(text))
+        return path
 
     def log(self, port: int) -> Path:
         return self.home / f"server-{port}.log"
@@ -261,6 +300,45 @@ def lend_packages(environment: Path) -> None:
     (environment / "roost-stamp").write_text("lent")
 
 
+def uv_environment() -> dict[str, str]:
+    """Returns the variables with which `dev.py` runs uv, since its cache is separate for each index."""
+    spec = importlib.util.spec_from_file_location("dev", ROOT / "dev.py")
+    assert spec is not None
+    assert spec.loader is not None
+    dev = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(dev)
+    environment: dict[str, str] = dev.tool_environment()
+    return environment
+
+
+def lend_roost(lender: Path, environment: Path) -> None:
+    """Gives an environment the Roost that another one has installed from a clone."""
+    packages = environment / sites_of(environment)
+    for path in (lender / sites_of(lender)).glob("*roost[_-]*"):  # its metadata, and what finds the modules of a clone
+        copy = shutil.copytree if path.is_dir() else shutil.copy
+        copy(path, packages / path.name)
+
+
+def sites_of(environment: Path) -> Path:
+    """Returns the folder of an environment's packages, relative to it."""
+    base = {"base": str(environment), "platbase": str(environment)}
+    return Path(sysconfig.get_path("purelib", vars=base)).relative_to(environment)
+
+
+def closure(packages: tuple[str, ...]) -> list[str]:
+    """Returns packages and all that they need, in the versions of the environment in which the tests run."""
+    versions, left = dict[str, str](), list(packages)
+    while left:
+        package = canonicalize_name(left.pop())
+        if package in versions:
+            continue
+        distribution = importlib.metadata.distribution(package)
+        versions[package] = distribution.version
+        needs = map(Requirement, distribution.requires or ())
+        left += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return [f"{package}=={version}" for package, version in versions.items()]
+
+
 @pytest.fixture(scope="module")
 def server(newcomer: Newcomer) -> Iterator[None]:
     """The demo model's, as README starts it first; it installs Roost, too."""
@@ -299,8 +377,8 @@ def test_every_command_runs_or_has_a_reason_not_to(newcomer: Newcomer, block: Bl
     ids=lambda b: b.section,
 )
 def test_every_python_example_runs(newcomer: Newcomer, block: Block) -> None:
-    (newcomer.home / "example.py").write_text(newcomer.concrete(block.text))
-    assert newcomer.type(f".venv/bin/python {newcomer.home}/example.py").strip()
+    example = newcomer.typed_file("example.py", block.text)
+    assert newcomer.type(f"{newcomer.python(block.packages)} {example}").strip()
 
 
 @pytest.mark.readme
@@ -310,9 +388,9 @@ def test_every_python_example_runs(newcomer: Newcomer, block: Block) -> None:
     "path", [path for path in EXAMPLES if path.name not in EXAMPLES_NOT_RUN], ids=lambda path: path.name
 )
 def test_every_file_of_examples_runs(newcomer: Newcomer, path: Path) -> None:
-    copy = newcomer.home / path.name
-    copy.write_text(newcomer.concrete(path.read_text()))
-    assert newcomer.type(f"{INTERPRETERS[path.suffix]} {copy}").strip()
+    copy = newcomer.typed_file(path.name, path.read_text())
+    program = newcomer.python(installed((ROOT / "examples" / "README.md").read_text()))
+    assert newcomer.type(f"{'bash' if path.suffix == '.sh' else program} {copy}").strip()
 
 
 @pytest.mark.readme
@@ -391,6 +469,13 @@ def test_every_reason_is_about_a_command() -> None:
     every = [command for block in SHELL for command in commands(block.text)]
     every += [block.text for block in BLOCKS if block.language == "python"]
     assert [start for start in NOT_RUN if not any(command.startswith(start) for command in every)] == []
+
+
+def test_which_packages_a_page_installs_before_a_block() -> None:
+    installs = "`pip install openai anthropic`\n```python\n2\n```\npip install '.[tpu]' `pip install .`\n"
+    text = f"# A\n```python\n1\n```\n{installs}"
+    assert [block.packages for block in blocks(text)] == [(), ("openai", "anthropic")]
+    assert installed(text) == (".",)
 
 
 def test_what_a_block_is_split_into() -> None:
