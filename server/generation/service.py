@@ -202,7 +202,7 @@ class Service:
     def trusts_state_files(self) -> bool:
         """Whether prompts without a `cache_salt` restore the states of files that their tenant imported.
 
-        They don't where anybody can forge a file for the prompts of somebody else.
+        They do not if any client could forge a file for another client's prompts.
         """
         return self.state_key is not None or not self.is_shared_without_keys
 

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from ..errors import kinds
 from ..errors.request_errors import ApiError
 from ..observability.logging import RejectedKeys, audit
 from ..settings import Settings, SettingsError
 from ..tenants import tenant
-from .error_responses import send_error
-from .middleware import client_of
+from .middleware import Guard, client_of
 from .origins import BrowserPolicy, browser_policy
 
 UNNAMED: Final = "default"
@@ -170,7 +169,7 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-class AccessControl:
+class AccessControl(Guard):
     """Middleware that refuses requests without a required key, and requests for paths of the other port.
 
     It sets the tenant to the key's owner.
@@ -185,17 +184,10 @@ class AccessControl:
     def __init__(
         self, app: ASGIApp, access: Access, public_paths: Collection[str], admin_paths: Collection[str]
     ) -> None:
-        self._app = app
+        super().__init__(app)
         self._access = access
         self._public_paths = public_paths
         self._admin_paths = admin_paths
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = self._check(scope) if scope["type"] == "http" else None
-        if error is None:
-            await self._app(scope, receive, send)
-        else:
-            await send_error(error, scope, receive, send)
 
     def _check(self, scope: Scope) -> ApiError | None:
         access, path = self._access, scope["path"]

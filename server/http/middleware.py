@@ -5,6 +5,7 @@ import re
 import secrets
 import time
 import urllib.parse
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors.request_errors import (
     CLIENT_CLOSED_REQUEST,
     WARNINGS_HEADER,
+    ApiError,
     body_too_large,
     header_value,
     internal_error,
@@ -283,6 +285,28 @@ async def _send_head(send: Send, message: Message) -> None:
     if message["type"] == "http.response.start":
         await send(message)
         await send({"type": "http.response.body", "body": b""})
+
+
+class Guard(ABC):
+    """Middleware that refuses some requests before any of their body is read.
+
+    Args:
+      app: Wrapped application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = self._check(scope) if scope["type"] == "http" else None
+        if error is None:
+            await self._app(scope, receive, send)
+        else:
+            await send_error(error, scope, receive, send)
+
+    @abstractmethod
+    def _check(self, scope: Scope) -> ApiError | None:
+        """Returns the error of a request that is refused; None lets it pass."""
 
 
 class RootPath:

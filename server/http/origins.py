@@ -18,7 +18,7 @@ from ..errors import kinds
 from ..errors.request_errors import ApiError
 from ..observability.logging import LinesPerMinute
 from ..settings import Settings
-from .error_responses import send_error
+from .middleware import Guard
 
 LOCAL_APPS: Final = ("app://*", "tauri://*", "vscode-webview://*", "vscode-file://*")
 """Origins of apps on this machine, which a server on a loopback address accepts. No web page can have their schemes."""
@@ -105,7 +105,7 @@ class AllowedHosts:
 
 @dataclass(frozen=True, slots=True)
 class BrowserPolicy:
-    """What a server accepts from browsers.
+    """Origins and host names that a server accepts from browsers.
 
     Attributes:
       origins: Origins of pages that may use the API.
@@ -141,7 +141,7 @@ class TrustedProxies(ProxyHeadersMiddleware):
         await super().__call__(scope, receive, send)  # type: ignore[arg-type]
 
 
-class BrowserGuard:
+class BrowserGuard(Guard):
     """Middleware that refuses what `BrowserPolicy` does not accept, before any of the body is read.
 
     It checks the host of every request, and where a request comes from if its method changes something or its path runs
@@ -153,16 +153,9 @@ class BrowserGuard:
     """
 
     def __init__(self, app: ASGIApp, policy: BrowserPolicy) -> None:
-        self._app = app
+        super().__init__(app)
         self._policy = policy
         self._lines = LinesPerMinute(1)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = self._check(scope) if scope["type"] == "http" else None
-        if error is None:
-            await self._app(scope, receive, send)
-        else:
-            await send_error(error, scope, receive, send)
 
     def _check(self, scope: Scope) -> ApiError | None:
         host, origin, site = _browser_headers(scope)

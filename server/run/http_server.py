@@ -43,7 +43,7 @@ _UDS_MODE: Final = 0o666
 """Permissions of a Unix socket, which are uvicorn's: a proxy has another user."""
 
 _HANDSHAKE_S: Final = 0.1
-"""Seconds in which handshakes that have begun may end before a port is closed."""
+"""Time for TCP handshakes in progress to complete before a port is closed, in seconds."""
 
 _ACCEPT_TURNS: Final = 10_000
 """Maximum turns of the event loop for that; the process may have no file left for a connection."""

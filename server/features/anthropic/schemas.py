@@ -148,7 +148,7 @@ class SearchResultBlock(Fields):
     """Kind of block."""
 
     source: str
-    """Where the result is from, which the model reads."""
+    """Source of the result, which the model reads."""
 
     title: str
     """Title of the result, which the model reads."""

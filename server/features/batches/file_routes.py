@@ -321,7 +321,7 @@ class _Upload:
             raise
 
     async def _begin(self, reader: UploadReader, num_bytes: int) -> None:
-        """Stores an empty file, if the tenant has room for a file of so many bytes."""
+        """Stores an empty file, if the tenant has room for the announced size."""
         _check_purpose(reader.fields.get("purpose", "batch"))
         self._file_id = await self._batches.begin_file(reader.filename or "file", num_bytes)
 

@@ -11,7 +11,7 @@ from fake_engine import FakeEngine
 from fake_server import client_of, until
 from roost.server.app import create_app
 from roost.server.generation.service import Service
-from roost.server.http.auth import Access, ApiKeys, load_access, reload_keys
+from roost.server.http.auth import Access, ApiKeys, is_shared_without_keys, load_access, reload_keys
 from roost.server.http.origins import AllowedOrigins, BrowserPolicy
 from roost.server.settings import load_settings
 
@@ -81,6 +81,27 @@ async def test_admin_port_serves_the_metrics(service: Service) -> None:
         headers = key_of("alice")
         assert (await public.get("/v1/models", headers=headers)).status_code == 200
         assert (await own.get("/v1/models", headers=headers)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("settings", "on_loopback", "is_shared"),
+    [
+        ({}, True, False),
+        ({}, False, True),
+        ({"uds": "roost.sock"}, True, True),
+        ({"root_path": "/llm"}, True, True),
+        ({"forwarded_allow_ips": ["10.0.0.5"]}, True, True),
+        ({"allow_host": ["chat.example.org"]}, True, True),
+        ({"api_key": ["alice:a"], "allow_host": ["chat.example.org"]}, False, False),
+    ],
+    ids=str,
+)
+def test_a_server_without_keys_is_shared_if_others_may_reach_it(
+    settings: dict[str, Any], on_loopback: bool, is_shared: bool
+) -> None:
+    loaded = load_settings(settings)
+    access = load_access(loaded, None, on_loopback=on_loopback)
+    assert is_shared_without_keys(access, loaded, on_loopback=on_loopback) == is_shared
 
 
 async def test_unknown_origin_gets_no_cors_headers(client: httpx.AsyncClient) -> None:

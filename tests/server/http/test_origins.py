@@ -68,6 +68,14 @@ async def refused(app: ASGIApp, method: str, path: str, headers: dict[str, str])
     )
 
 
+async def status_with(service: Service, headers: dict[str, str]) -> int:
+    """Returns the status of a chat with some headers, on a server that allows a page and all extensions."""
+    origins = AllowedOrigins(["https://good.example/", "chrome-extension://*"])
+    async with client_of(create_app(service, Access(browsers=BrowserPolicy(origins)))) as client:
+        response = await client.post(CHAT, json=BODY, headers={"host": "localhost:8000", **headers})
+        return response.status_code
+
+
 async def test_no_route_can_be_changed_from_another_page_or_read_under_another_name(
     local_app: ASGIApp, service: Service, engine: FakeEngine
 ) -> None:
@@ -100,10 +108,7 @@ async def test_no_route_can_be_changed_from_another_page_or_read_under_another_n
     ids=str,
 )
 async def test_own_pages_allowed_pages_and_other_clients_pass(service: Service, headers: dict[str, str]) -> None:
-    origins = AllowedOrigins(["https://good.example/", "chrome-extension://*"])
-    async with client_of(create_app(service, Access(browsers=BrowserPolicy(origins)))) as client:
-        response = await client.post(CHAT, json=BODY, headers={"host": "localhost:8000", **headers})
-        assert response.status_code == 200
+    assert await status_with(service, headers) == 200
 
 
 @pytest.mark.parametrize(
@@ -120,10 +125,7 @@ async def test_own_pages_allowed_pages_and_other_clients_pass(service: Service, 
     ids=str,
 )
 async def test_pages_that_only_look_like_allowed_ones_are_refused(service: Service, headers: dict[str, str]) -> None:
-    origins = AllowedOrigins(["https://good.example", "chrome-extension://*"])
-    async with client_of(create_app(service, Access(browsers=BrowserPolicy(origins)))) as client:
-        response = await client.post(CHAT, json=BODY, headers={"host": "localhost:8000", **headers})
-        assert response.status_code == 403
+    assert await status_with(service, headers) == 403
 
 
 async def test_any_origin_includes_that_of_sandboxed_frames(service: Service) -> None:
