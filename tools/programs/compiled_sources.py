@@ -3,8 +3,9 @@
     python tools/programs/compiled_sources.py FOLDER [--write]
 
 The fingerprint of a folder of tests covers the code of its files and of the modules of Roost that they import, directly
-or not, and the locks of its environment. Comments, docstrings and layout don't count. `FOLDER/compiled.sha256` has the
-fingerprint of the last time that all tests of the folder passed. The status is 0 if it is today's, else 1.
+or not, and the locks of its environment. Comments, docstrings and layout don't count, nor do the native kernels, which
+only programs for CPUs call. `FOLDER/compiled.sha256` has the fingerprint of the last time that all tests of the folder
+passed. The status is 0 if it is today's, else 1.
 """
 
 import ast
@@ -38,6 +39,7 @@ FOLDERS: Final = {
 """Folders of tests that compile for chips."""
 
 _PACKAGES: Final = ("server", "engine", "kernels")
+_CPU_ONLY: Final = Path("kernels", "native")
 _SEARCHED: Final = ("", "tests", "tests/engine", "tests/kernels", "tools/programs", "benchmarks")
 _NO_CODE: Final = {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING}
 
@@ -54,12 +56,12 @@ def fingerprint(folder: str) -> str:
 
 
 def sources(paths: Iterable[Path]) -> set[Path]:
-    """Returns these modules and those of the checkout that they import, directly or not."""
+    """Returns these modules and those of the checkout that they import, directly or not, without those for CPUs."""
     found: set[Path] = set()
     left = list(paths)
     while left:
         path = left.pop()
-        if path not in found:
+        if path not in found and path.parent != ROOT / _CPU_ONLY:
             found.add(path)
             left.extend(imported(path))
     return found
