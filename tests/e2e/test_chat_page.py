@@ -269,6 +269,17 @@ def test_settings_can_be_those_of_new_chats(page: Browser, demo: ServerProcess) 
     assert contents(page) == ["Be kind.", "Hello!"]
 
 
+def test_settings_that_are_left_with_escape_are_valid(page: Browser) -> None:
+    page.click("#open-settings")
+    page.type("#top-p", "7")
+    page.type("#seed", "5")
+    page.press(ESCAPE)
+    page.until("!document.getElementById('settings').open")
+    assert ask(page, "Hello!")
+    assert "top_p" not in sent(page)
+    assert sent(page)["seed"] == 5
+
+
 def test_an_error_is_shown_and_the_prompt_kept(page: Browser) -> None:
     page.script("document.getElementById('max-tokens').value = -1")
     page.type("#text", "hi\n")
@@ -358,6 +369,50 @@ def test_history_survives_a_reload(page: Browser, demo: ServerProcess) -> None:
     assert API_KEY not in page.script("return JSON.stringify(localStorage)"), "the key stays in the tab"
 
 
+def test_each_chat_has_an_address(page: Browser, demo: ServerProcess) -> None:
+    """One can go back to it, bookmark it, and open it in another tab."""
+    ask(page, "What is the capital of Spain?")
+    first = page.script("return location.href")
+    page.click("#fresh")
+    assert page.script("return location.hash") == "#/"
+    ask(page, "Hello!")
+    page.script("history.go(-1)")
+    page.until(f"{ANSWERED} === 'The capital of Spain is Madrid.'")
+    assert page.script("return location.href") == first
+    page.script("history.go(1)")
+    page.until(f"{ANSWERED}?.startsWith('Hello!')")
+    ours, other = page.tab(), page.new_tab()
+    page.show_tab(other)
+    page.open(first)
+    page.until(f"{ANSWERED} === 'The capital of Spain is Madrid.'")
+    page.script("location.hash = '#/chat/none'")
+    page.until("document.getElementById('error').textContent === 'This chat is not in this browser.'")
+    assert page.script("return document.getElementById('talk').hidden")
+    page.close_tab()
+    page.show_tab(ours)
+
+
+def test_drafts_survive_a_reload(page: Browser, demo: ServerProcess) -> None:
+    """Each chat has its own; what is typed while an answer comes stays, and why is said."""
+    ask(page, "Hello!")
+    page.script(HOLD_STREAM)
+    page.type("#text", "Tell me a story.\n")
+    page.until("document.querySelector('.running .body')?.innerText.length > 5")
+    page.type("#text", "And then?\n")
+    assert page.until("document.getElementById('error').textContent").startswith("An answer is still coming")
+    page.click("#stop")
+    page.until(SETTLED)
+    page.click("#fresh")
+    assert page.script("return document.getElementById('text').value") == ""
+    page.type("#text", "Another one")
+    page.click(".chat")
+    assert page.script("return document.getElementById('text').value") == "And then?"
+    reload(page, demo)
+    assert page.script("return document.getElementById('text').value") == "And then?"
+    page.click("#fresh")
+    assert page.script("return document.getElementById('text').value") == "Another one"
+
+
 QUESTIONS = ["What is the capital of Spain?", "Hello!", "What is 2 + 3?"]
 
 
@@ -432,6 +487,9 @@ def test_chats_are_exported_and_imported(page: Browser, demo: ServerProcess, tmp
     assert len(chat["turns"]) == (4 if kind == "Markdown" else 5)
     assert page.script(f"return {ANSWERED}").startswith("Hello!")
     assert page.text("#undo-text") == "Imported a chat"
+    page.type("#import-files", str(file))
+    page.until("document.getElementById('error').textContent === '“Tell me. ¿Sí?” is already here.'")
+    assert len(stored(page)) == 1
 
 
 def test_all_chats_are_exported_at_once(page: Browser, tmp_path: Path) -> None:
@@ -898,22 +956,72 @@ def test_the_keyboard_does_everything(page: Browser) -> None:
     assert page.script("return document.activeElement.id") == "text"
     page.script("document.getElementById('fresh').focus()")
     order = []
-    for _ in range(11):
+    for _ in range(13):
         page.press(TAB)
         focused = "const focused = document.activeElement"
         order.append(page.script(f"{focused}; return focused.id || focused.ariaLabel || focused.textContent"))
         outlined = "#box" if order[-1] == "text" else ":focus"
         style = page.script(f"return getComputedStyle(document.querySelector('{outlined}'))['outline-style']")
         assert style == "solid", order
-    page_controls = ["open-settings", "scroll"]
+    page_controls = ["open-settings", "open-keys", "scroll"]
     fork = "Fork from here, into a new chat"
     message_controls = ["Copy message", "Edit message", fork]
     again = ["Regenerate answer", "Three more answers, side by side"]
     turn_controls = [*message_controls, "Copy answer", *again, fork, "Save state after this answer"]
-    assert order == [*page_controls, *turn_controls, "text"]
-    page.press(f"{SHIFT}{TAB}{SHIFT}")
+    assert [*order[:-2], order[-1]] == [*page_controls, *turn_controls, "text"]
+    assert "tokens restored from a state" in order[-2]
+    page.press(f"{SHIFT}{TAB}{TAB}{SHIFT}")
     names = "[...document.querySelectorAll('#talk .name')].filter((name) => name.checkVisibility())"
     assert page.script(f"return {names}.map((name) => name.textContent)") == ["Save state"], "the focused tool's"
+
+
+CONTROL = "\ue009"
+
+
+def test_keys_open_what_one_needs(page: Browser) -> None:
+    """They edit the last message, search, begin a chat, stop, and say which keys there are."""
+    ask(page, "Hello!")
+    page.press("?")
+    assert not page.script("return document.getElementById('keys').open"), "in a message it is a character"
+    page.press("\ue003\ue013")
+    assert page.script("return document.activeElement.ariaLabel") == "Edited message"
+    page.press(ESCAPE)
+    page.press("?")
+    assert page.text("#keys-title") == "Keys"
+    look(page, "keys")
+    page.press(f"{CONTROL}k{CONTROL}{ESCAPE}")
+    page.press(f"{CONTROL}k{CONTROL}")
+    assert page.script("return document.activeElement.id") == "search"
+    page.press(f"{CONTROL}{SHIFT}o{SHIFT}{CONTROL}")
+    assert page.text("#welcome h2") == "Ask something"
+    assert page.script("return document.activeElement.id") == "text"
+
+
+def test_one_sees_what_was_restored(page: Browser, demo: ServerProcess) -> None:
+    """Below an answer, with what that means, and what a saved state takes."""
+    show(page, demo, "The boat went north. " * 400, "Yes.")
+    ask(page, "Hello!")
+    ask(page, "What is the capital of Spain?")
+    restored, read = (
+        int(number.replace(",", ""))
+        for number in page.script(
+            "return /([\\d,]+) tokens restored from a state, ([\\d,]+) read/"
+            ".exec(document.querySelector('.turn:last-child .facts').textContent).slice(1)"
+        )
+    )
+    assert restored > 2000
+    assert 0 < read < 200
+    page.click(".turn:last-child .facts .link")
+    assert page.script("return document.querySelectorAll('#about p').length") == 5
+    look(page, "about")
+    page.press(ESCAPE)
+    page.click("#load")
+    assert page.text("#about-title") == "What has been read is not read again"
+    page.press(ESCAPE)
+    page.click(".turn:last-child [aria-label^='Save state']")
+    page.text(".turn:last-child [aria-label^='Download state']")
+    assert ", the same at any length, under “Saved states”" in page.text(".turn:last-child .facts")
+    look(page, "saved")
 
 
 def test_everything_has_a_name(page: Browser, demo: ServerProcess) -> None:
@@ -1135,11 +1243,11 @@ def test_a_chat_that_one_keeps(
     assert len(stored(page)) == 2
     page.click("[aria-label^='Save state']")
     page.click("[aria-label^='Download state']")
-    file = downloaded(page, tmp_path, "My-name-is-Theo-fork.state")
+    file = downloaded(page, tmp_path, "Fork-My-name-is-Theo.state")
     if width < 960:
         page.click("#open-sidebar")
     page.click("#open-states")
-    assert page.text("#states-list span") == "My name is Theo. (fork)"
+    assert page.text("#states-list span") == "Fork: My name is Theo."
     assert_fits(page, f"states-{scheme}-{width}")
     assert page.complaints() == []
 
@@ -1151,7 +1259,7 @@ def test_a_chat_that_one_keeps(
     page.until(f"{TURNS} === 4 && {SETTLED}")
     assert page.script("return document.getElementById('undo').hidden"), "the chat goes on"
     assert contents(page) == ["What is my name?"], "the state has all else"
-    assert titles(page) == ["My name is Theo fork"] or width < 960
+    assert titles(page) == ["Fork My name is Theo"] or width < 960
     assert sent(page)["from_state"].startswith("state_")
     assert sent(page)["max_tokens"] == 9
     assert_fits(page, f"state-opened-{scheme}-{width}")

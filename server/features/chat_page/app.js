@@ -1,15 +1,17 @@
 // The page: what its controls do.
 
-import { ask, currentChat, isRunning, isUndecided, openChat, showError, showReading, stop, whenChanged } from "./conversation.js";
-import { $, tool } from "./dom.js";
+import { chatAt, keepAddress } from "./address.js";
+import { ask, currentChat, editLast, isRunning, isUndecided, openChat, showError, showReading, stop, whenChanged } from "./conversation.js";
+import { $, focusMessage, tool } from "./dom.js";
+import { setUpKeys } from "./keys.js";
 import { request } from "./server.js";
 import { askForKey, loadKey, settingsForNew, showKeyProblem, showTemperature, storeKey, takeSettings } from "./settings.js";
 import { setUpScroll } from "./scroll.js";
-import { setUpSidebar, showChats } from "./sidebar.js";
+import { searchChats, setUpSidebar, showChats } from "./sidebar.js";
 import { findStates } from "./state_requests.js";
 import { setUpStates } from "./states.js";
 import { showLoad, showModel } from "./status.js";
-import { findChat, openStore, openedChat, saveChat } from "./store.js";
+import { findChat, keepDraft, openStore, openedChat, saveChat } from "./store.js";
 import { newChat } from "./tree.js";
 import { isSendKey } from "./turns.js";
 
@@ -18,13 +20,15 @@ let isBehind = false; // another tab has changed the conversation that is shown
 // Sends the text; without one, asks for several answers to the last message.
 function send(count = 1) {
   const text = $("text").value.trim();
-  if (isRunning() || !(text || count > 1)) return;
+  if (!(text || count > 1)) return;
+  if (isRunning()) return showError("An answer is still coming: stop it, or send the message when it has ended.");
   if (text && isUndecided()) return showError("Pick the answer to go on with first.");
   setText("");
   ask(text, count);
 }
 
 function setText(text) {
+  keepDraft(currentChat(), text);
   $("text").value = text;
   fitText();
 }
@@ -36,7 +40,18 @@ function fitText() {
 
 function open(chat) {
   openChat(chat);
-  $("text").focus();
+  focusMessage();
+}
+
+const openFresh = () => open(newChat({ settings: settingsForNew() }));
+
+// Shows the chat of the address: the user has gone back to it, or changed it.
+function openAddress() {
+  const isUnknown = location.hash.length > 2 && !chatAt(location.hash);
+  const chat = chatAt(location.hash) ?? newChat({ settings: settingsForNew() });
+  keepAddress(chat);
+  openChat(chat);
+  if (isUnknown) showError("This chat is not in this browser.");
 }
 
 // Another tab has changed or deleted a conversation.
@@ -81,17 +96,16 @@ async function watch() {
 }
 
 function listen() {
+  addEventListener("popstate", openAddress);
   $("ask").addEventListener("submit", (event) => { event.preventDefault(); send(); });
-  $("text").addEventListener("input", fitText);
+  $("text").addEventListener("input", () => { keepDraft(currentChat(), $("text").value); fitText(); });
   $("text").addEventListener("keydown", (event) => {
     if (isSendKey(event)) { event.preventDefault(); send(); }
   });
-  document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !document.querySelector("dialog:modal")) stop();
-  });
   $("send").before(tool("three", "Three answers", () => send(3), "Three answers, side by side", "idle-only"));
   $("stop").addEventListener("click", stop);
-  $("fresh").addEventListener("click", () => open(newChat({ settings: settingsForNew() })));
+  $("fresh").addEventListener("click", openFresh);
+  $("load").addEventListener("click", () => $("about").showModal());
   $("open-settings").addEventListener("click", () => { showKeyProblem(""); $("settings").showModal(); });
   $("temperature").addEventListener("input", showTemperature);
   $("settings-form").addEventListener("submit", (event) => { event.preventDefault(); closeSettings(); });
@@ -108,7 +122,10 @@ listen();
 setUpScroll();
 setUpSidebar();
 setUpStates();
+setUpKeys({ stop, edit: editLast, fresh: openFresh, search: searchChats, write: () => $("text").focus() });
 whenChanged(showChanges);
-openChat(openedChat() ?? newChat({ settings: settingsForNew() }));
+if (!location.hash && openedChat()) openChat(openedChat());
+else openAddress();
+focusMessage();
 showServer();
 setInterval(watch, 1000);

@@ -1,14 +1,15 @@
 // The conversation that is shown, and the answers to it.
 
+import { showAddress } from "./address.js";
 import { RunningAnswer } from "./answer.js";
-import { $, announce, create } from "./dom.js";
+import { $, announce, create, focusMessage } from "./dom.js";
 import { download, fileName } from "./files.js";
 import { isAtEnd, scrollToEnd } from "./scroll.js";
 import { streamChat } from "./server.js";
 import { requestFields, showSettings } from "./settings.js";
 import { exportState, saveState } from "./state_requests.js";
 import { showLoad } from "./status.js";
-import { comeBack, leave, rememberOpen, saveChat } from "./store.js";
+import { comeBack, draftOf, leave, rememberOpen, saveChat } from "./store.js";
 import { addTurn, besideTurns, forkOf, messagesOf, newChat, showTurn, shownTurns, title, turnsTo, versions } from "./tree.js";
 import { addAnswerTools, besideElement, oldAnswer, turnElement } from "./turns.js";
 import { endUndo } from "./undo.js";
@@ -39,12 +40,15 @@ export function openChat(other) {
   showSettings(chat);
   showChat();
   showError("");
+  $("text").value = draftOf(chat);
+  $("text").dispatchEvent(new Event("input"));
   changed();
 }
 
 export function showChat() {
   showTurns(shownTurns(chat));
   rememberOpen(chat);
+  showAddress(chat);
   scrollToEnd();
 }
 
@@ -76,9 +80,8 @@ export function showError(message) {
 }
 
 function focusText() {
-  const hasKeyboard = matchMedia("(pointer: fine)").matches; // on a phone, focus would open the keyboard
   const focused = document.activeElement;
-  if (hasKeyboard && (focused === document.body || !focused.checkVisibility())) $("text").focus();
+  if (focused === document.body || !focused.checkVisibility()) focusMessage();
 }
 
 // --- asking
@@ -93,6 +96,11 @@ export function ask(text, count) {
 
 function edit(turn, text) {
   answerTo(addTurn(chat, { id: turn.parent }, { role: "user", content: text }));
+}
+
+// Opens the last message that is shown for editing.
+export function editLast() {
+  if (!running) [...document.querySelectorAll("[aria-label='Edit message']")].at(-1)?.click();
 }
 
 function answerTo(turn, count = 1) {
@@ -136,6 +144,7 @@ function fork(turn) {
   const forked = forkOf(chat, turn);
   saveChat(forked);
   openChat(forked);
+  focusMessage();
   announce("A new chat with the messages up to here");
 }
 
@@ -146,6 +155,7 @@ async function keepState(turn) {
   try {
     const state = await saveState(turn.request, turn.index);
     turn.state = state.id;
+    turn.saved = { tokens: state.tokens, bytes: state.bytes };
     saveChat(of);
     if (chat !== of || running) return;
     showTurns(shownTurns(chat));
@@ -162,7 +172,7 @@ async function downloadState(turn) {
     download(`${fileName(name)}.state`, await exportState(turn.state));
   } catch (error) {
     showError(error.message);
-    if (error.status === 404) turn.state = null; // so that it can be saved again
+    if (error.status === 404) Object.assign(turn, { state: null, saved: null }); // so that it can be saved again
   }
 }
 
@@ -181,6 +191,7 @@ async function run(parent, turns, fields) {
   for (const turn of turns) turn.end = "lost"; // until the server says more
   chat.beside = [];
   save(mine);
+  showAddress(chat);
   showTurns(turnsTo(chat, parent));
   showError("");
   mine.answers = turns.map((turn) => new RunningAnswer(turn));
@@ -251,7 +262,7 @@ function showEnd({ answers }, problem) {
   if (!answers.every(({ turn }) => turn.id)) showChat();
   else for (const { element, turn } of answers) addAnswerTools(element, chat, turn, actions, isBeside);
   if (follow) scrollToEnd();
-  if (problem) showError(problem);
+  showError(problem);
   const stopped = answers.some(({ turn }) => turn.end === "stopped") ? "Stopped. " : "";
   const texts = answers.filter(({ turn }) => turn.id).map(({ body }) => `Answer: ${body.innerText}`);
   announce(texts.length ? stopped + texts.join(" ") : problem || "Stopped.");

@@ -24,6 +24,10 @@ export function tool(iconName, name, onClick, label, kind = "") {
 
 const icon = (name) => $("icons").content.querySelector(`.${name}`).cloneNode(true);
 
+export function focusMessage() {
+  if (matchMedia("(pointer: fine)").matches) $("text").focus(); // on a phone, focus would open the keyboard
+}
+
 // A screen reader speaks it; nothing is seen.
 export function announce(text) {
   $("announcer").textContent = text;

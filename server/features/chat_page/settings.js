@@ -22,8 +22,9 @@ export function showSettings(chat) {
   $("more-settings").open = [...$("more-settings").querySelectorAll("input, textarea")].some(({ value }) => value);
 }
 
-// Gives a chat the settings that are shown, and new chats, too, if that is wanted.
+// Gives a chat the settings that are shown and valid, and new chats, too, if that is wanted.
 export function takeSettings(chat) {
+  for (const id of Object.keys(DEFAULTS)) if (!$(id).validity.valid) $(id).value = chat.settings[id] ?? DEFAULTS[id];
   chat.settings = Object.fromEntries(Object.keys(DEFAULTS).map((id) => [id, $(id).value]));
   if (!$("for-new").checked) return;
   $("for-new").checked = false;

@@ -1,12 +1,12 @@
 // The list of conversations: beside the one that is shown, or above it on a narrow screen.
 
 import { currentChat, openChat, showError } from "./conversation.js";
-import { $, button, create } from "./dom.js";
+import { $, button, create, focusMessage } from "./dom.js";
 import { chatsOf, downloadJson, downloadMarkdown } from "./files.js";
 import { settingsForNew } from "./settings.js";
 import { chatOfFile } from "./states.js";
 import { deleteChat, findChat, listChats, restoreChat, saveChat } from "./store.js";
-import { newChat, title } from "./tree.js";
+import { newChat, textsOf, title } from "./tree.js";
 import { keepUndo, offerUndo } from "./undo.js";
 
 const CLOSED = "roost-sidebar-closed";
@@ -39,6 +39,11 @@ function open() {
   else $("sidebar").showModal();
   showOpen();
   showChats();
+}
+
+export function searchChats() {
+  if (!$("sidebar").open) open();
+  $("search").focus();
 }
 
 function showBeside() {
@@ -115,7 +120,7 @@ function toggle(menu, more) {
 function choose(chat) {
   if ($("sidebar").matches(":modal")) $("sidebar").close();
   if (chat.id !== currentChat().id) openChat(chat);
-  $("text").focus();
+  focusMessage();
 }
 
 // --- changes
@@ -178,12 +183,21 @@ async function importFiles(files) {
     showError(error.message);
   }
   $("import-files").value = "";
-  if (!chats.length) return;
-  for (const chat of chats) saveChat(chat);
-  openChat(chats[0]);
+  if (chats.length) takeChats(chats);
+}
+
+// Adds chats, unless their text is here already.
+function takeChats(chats) {
+  const byText = new Map(listChats().flatMap((chat) => textsOf(chat).map((text) => [text, chat])));
+  const known = chats.map((chat) => byText.get(textsOf(chat)[0])).filter(Boolean);
+  const fresh = chats.filter((chat) => !byText.has(textsOf(chat)[0]));
+  for (const chat of fresh) saveChat(chat);
+  openChat(fresh[0] ?? known[0]);
   showChats();
-  offerUndo(chats.length === 1 ? "Imported a chat" : `Imported ${chats.length} chats`, () => {
-    for (const chat of chats) deleteChat(chat);
+  if (known.length) showError(known.length === 1 ? `“${title(known[0])}” is already here.` : `${known.length} chats are already here.`);
+  if (!fresh.length) return;
+  offerUndo(fresh.length === 1 ? "Imported a chat" : `Imported ${fresh.length} chats`, () => {
+    for (const chat of fresh) deleteChat(chat);
     if (!findChat(currentChat().id)) openChat(newChat({ settings: settingsForNew() }));
     showChats();
   });

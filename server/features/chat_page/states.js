@@ -1,7 +1,7 @@
 // The dialog with the saved states. A chat can go on from one, also on another server, to which a file brings it.
 
 import { openChat, showError } from "./conversation.js";
-import { $, button, create } from "./dom.js";
+import { $, button, create, focusMessage } from "./dom.js";
 import { chatOfMessages, download, fileName } from "./files.js";
 import { settingsForNew } from "./settings.js";
 import { deleteState, exportState, importState, listStates, readState } from "./state_requests.js";
@@ -69,7 +69,7 @@ function open(chat) {
   $("states").close();
   saveChat(chat);
   openChat(chat);
-  $("text").focus();
+  focusMessage();
 }
 
 // Returns a chat that continues a state, with its messages if the state's tokens are those of a chat.

@@ -104,6 +104,15 @@ export function rememberOpen(chat) {
 // Returns the conversation that this tab showed before it was reloaded, if there is one.
 export const openedChat = () => findChat(attempt(() => sessionStorage.getItem(OPEN)));
 
+// A draft belongs to a chat, or to all that have no message yet.
+const draftKey = (chat) => `roost-draft-${findChat(chat.id) ? chat.id : ""}`;
+
+export const draftOf = (chat) => attempt(() => sessionStorage.getItem(draftKey(chat))) ?? "";
+
+export function keepDraft(chat, text) {
+  attempt(() => (text ? sessionStorage.setItem(draftKey(chat), text) : sessionStorage.removeItem(draftKey(chat))));
+}
+
 // Keeps what the database may have no time for while the page is left: of a conversation that it has, only the changes.
 export function leave() {
   if (!unwritten.size) return;

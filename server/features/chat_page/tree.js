@@ -63,7 +63,7 @@ export function turnsTo(chat, turn) {
 export function forkOf(chat, turn) {
   const { settings, state } = chat;
   const turns = turnsTo(chat, turn);
-  return newChat({ title: `${title(chat)} (fork)`, settings, state, turns: structuredClone(turns) });
+  return newChat({ title: `Fork: ${title(chat).replace(/^Fork: /, "")}`, settings, state, turns: structuredClone(turns) });
 }
 
 // Returns a copy of a conversation that later changes leave as it is.
@@ -107,6 +107,9 @@ export function chatOf(messages, fields = {}) {
 export function title(chat) {
   return chat.title || shownTurns(chat)[0]?.content.trim().slice(0, 80) || "New chat";
 }
+
+// Returns what identifies the text of a conversation: that of all its turns, and that of those that are shown.
+export const textsOf = (chat) => [chat.turns, shownTurns(chat)].map((turns) => JSON.stringify(messagesOf(turns)));
 
 const isMessage = (value) => ["user", "assistant"].includes(value?.role) && typeof value.content === "string";
 

@@ -20,6 +20,10 @@ VENDORED = ("highlight", "marked", "purify", "temml")
 OWN_FILES = [path for path in FILES if "/vendor/" not in path]
 
 
+MAX_BYTES = 112_400
+"""Bytes of the page's files without the libraries: it has no framework, and stays light to load and to read."""
+
+
 class Addresses(HTMLParser):
     """Collects what a document loads, and whether it holds scripts or styles of its own."""
 
@@ -37,6 +41,11 @@ class Addresses(HTMLParser):
         if tag == "style" or (tag == "script" and "src" not in given):
             self.inline.append(tag)
         self.inline += [name for name in given if name == "style" or name.startswith("on")]
+
+
+def test_its_files_stay_small() -> None:
+    document = (FOLDER / "index.html").stat().st_size
+    assert document + sum(len(FILES[path]) for path in OWN_FILES) <= MAX_BYTES
 
 
 async def test_its_policy_is_strict(client: httpx.AsyncClient) -> None:
