@@ -312,11 +312,13 @@ def uv_environment() -> dict[str, str]:
 
 
 def lend_roost(lender: Path, environment: Path) -> None:
-    """Gives an environment the Roost that another one has installed from a clone."""
-    packages = environment / sites_of(environment)
-    for path in (lender / sites_of(lender)).glob("*roost[_-]*"):  # its metadata, and what finds the modules of a clone
-        copy = shutil.copytree if path.is_dir() else shutil.copy
-        copy(path, packages / path.name)
+    """Gives an environment the Roost that another one has: from a clone, or copied there by `pip install .`."""
+    source, target = lender / sites_of(lender), environment / sites_of(environment)
+    (roost,) = importlib.metadata.distributions(name="roost", path=[str(source)])
+    for file in roost.files or ():
+        if ".." not in file.parts:  # a command lies outside, and names its environment's interpreter
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / file, target / file)
 
 
 def sites_of(environment: Path) -> Path:
