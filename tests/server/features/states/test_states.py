@@ -564,6 +564,22 @@ async def test_a_tenant_saves_one_state_at_a_time(service: Service, engine: Fake
         assert {(await task).status_code for task in many} <= {200, 507}
 
 
+async def test_a_history_beyond_the_limit_is_neither_saved_nor_imported(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is 2^20 tokens; a lower one stands for it."""
+    for module in ("roost.server.generation.service", "roost.engine.types.snapshot"):
+        monkeypatch.setattr(f"{module}.MAX_TOKENS", len(WHOLE) - 1)
+    answer = await say(client, LONG)
+    for path, body, message in (
+        ("/v1/states", {"json": {"request_id": answer["id"]}}, "a state may have 151 tokens, not 152"),
+        ("/v1/states/import", {"content": STATE_FORMAT.export(saved_state(WHOLE))}, "holds 152 tokens, more than 151"),
+    ):
+        response = await client.post(path, **body)
+        assert response.status_code == 400
+        assert message in response.json()["error"]["message"]
+
+
 async def test_a_small_request_does_not_ask_for_a_long_history_many_times(service: Service) -> None:
     states = StateStore()
     stored = states.keep(saved_state((5,) * 2**19), "", 2**30)
