@@ -40,7 +40,8 @@ class JsonSchema(Fields):
     """Description of the schema, without effect: put it into a message."""
 
     strict: bool = False
-    """Whether a keyword that cannot be enforced is a 400. Otherwise it is dropped and reported."""
+    """Whether a keyword that cannot be enforced is a 400. Otherwise it is dropped and reported. A bound that cannot be
+    compiled is widened and reported in both cases."""
 
 
 class ResponseFormat(Fields):
@@ -166,7 +167,8 @@ class Function(Fields):
     """JSON schema of the arguments, an object."""
 
     strict: bool = False
-    """Whether a keyword of `parameters` that cannot be enforced is a 400. Otherwise it is dropped and reported."""
+    """Whether a keyword of `parameters` that cannot be enforced is a 400. Otherwise it is dropped and reported. A bound
+    that cannot be compiled is widened and reported in both cases."""
 
     def as_tool(self) -> FunctionTool:
         """Returns the tool."""

@@ -310,7 +310,8 @@ class AnthropicTool(Fields):
     """JSON schema of the arguments, an object."""
 
     strict: bool = False
-    """Whether a keyword of `input_schema` that cannot be enforced is a 400. Otherwise it is dropped and reported."""
+    """Whether a keyword of `input_schema` that cannot be enforced is a 400. Otherwise it is dropped and reported. A
+    bound that cannot be compiled is widened and reported in both cases."""
 
     def as_tool(self) -> FunctionTool:
         """Returns the tool."""
@@ -334,7 +335,8 @@ class OutputFormat(Fields):
     """Kind of format."""
 
     schema_: dict[str, Any] = Field(alias="schema")
-    """JSON schema of the text."""
+    """JSON schema of the text. A keyword that cannot be enforced is dropped and reported, and a bound that cannot be
+    compiled is widened and reported."""
 
 
 class OutputConfig(Fields):

@@ -134,7 +134,8 @@ class TextFormat(Fields):
     """Description of the schema, without effect."""
 
     strict: bool = False
-    """Whether a keyword that cannot be enforced is a 400. Otherwise it is dropped and reported."""
+    """Whether a keyword that cannot be enforced is a 400. Otherwise it is dropped and reported. A bound that cannot be
+    compiled is widened and reported in both cases."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> "TextFormat":
