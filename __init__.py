@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from .engine import CheckpointError, ConfigError, EngineDeadError, RoostError, StateFileError
     from .server.llm.async_llm import AsyncLLM
+    from .server.llm.errors import RequestError
     from .server.llm.llm import LLM
     from .server.llm.local_model import EngineArgs
     from .server.llm.outputs import CompletionOutput, Logprob, RequestOutput, Score, State, ToolCall
     from .server.llm.requests import TextPrompt, TokensPrompt
-    from .server.llm.sampling_params import RequestError, RequestOutputKind, SamplingParams, StructuredOutputsParams
+    from .server.llm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     __version__: str
 
@@ -52,7 +53,7 @@ _MODULES: Final = {
     "EngineArgs": "server.llm.local_model",
     "EngineDeadError": "engine",
     "Logprob": "server.llm.outputs",
-    "RequestError": "server.llm.sampling_params",
+    "RequestError": "server.llm.errors",
     "RequestOutput": "server.llm.outputs",
     "RequestOutputKind": "server.llm.sampling_params",
     "RoostError": "engine",

@@ -6,9 +6,10 @@ from contextlib import aclosing, contextmanager
 
 from ...engine import RoostError, StateFileError
 from ..llm.async_llm import ConfiguredLLM
+from ..llm.errors import python_errors
 from ..llm.local_model import one_request_at_a_time
 from ..llm.outputs import State, state_of
-from ..llm.sampling_params import RequestOutputKind, SamplingParams, python_errors
+from ..llm.sampling_params import RequestOutputKind, SamplingParams
 from ..settings import load_settings
 from ..tenants import tenant
 from ..terminal.exits import INTERRUPTED_STATUS, CommandError

@@ -30,7 +30,7 @@ JsonFile = Annotated[
 class SamplingOptions:
     """Options named like parameters of `SamplingParams`."""
 
-    max_tokens: Annotated[int | None, typer.Option()] = None
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None
     """Maximum number of tokens to generate."""
     temperature: Annotated[float | None, typer.Option()] = None
     """0 always takes the most likely token; the default is the model's."""
@@ -61,7 +61,7 @@ class GenerateOptions(SamplingOptions):
     ]
     raw: Annotated[bool, typer.Option("--raw")] = False
     """Continue the prompt, without the chat template."""
-    max_tokens: Annotated[int | None, typer.Option()] = 256
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = 256
     """Maximum number of tokens to generate."""
     load_state: Annotated[
         Path | None, typer.Option(metavar="FILE", show_default=False, exists=True, dir_okay=False)

@@ -49,6 +49,7 @@ _RULES: Final[Mapping[str, str]] = {
     "model": "must be an object",
     "string_pattern_mismatch": "must match {pattern}",
     "string_type": "must be a string",
+    "tuple": "must be an array",
 }
 """Descriptions of accepted values, by the type of pydantic's error or its first word."""
 

@@ -12,6 +12,8 @@ from ...engine import RoostError, StateFileError
 from ..schemas.generation_fields import ChatFields, CompletionFields
 from ..tenants import tenant
 from ..text.tokenizer import TextUnavailableError, Tokenizer
+from .arguments import checks_arguments
+from .errors import RequestError, python_errors
 from .local_model import LocalModel, ModelSettings, load_model_settings
 from .outputs import RequestOutput, Score, State, state_of
 from .requests import (
@@ -19,13 +21,14 @@ from .requests import (
     Conversation,
     Prompt,
     chat_fields,
-    check_vllm,
     completion_fields,
     final_output,
     outputs,
+    params_of,
     prompt_content,
+    scored_fields,
 )
-from .sampling_params import RequestError, SamplingParams, python_errors
+from .sampling_params import SamplingParams
 from .tokenizer import LLMTokenizer
 
 
@@ -47,9 +50,10 @@ class AsyncLLM(LocalModel):
       RoostError: A setting is wrong, or the model cannot be opened.
     """
 
-    def __init__(self, model: str, **settings: Unpack[ModelSettings]) -> None:
+    def __init__(self, model: str | Path, **settings: Unpack[ModelSettings]) -> None:
         super().__init__(load_model_settings(model, settings))
 
+    @checks_arguments
     def generate(
         self,
         prompt: Prompt,
@@ -75,10 +79,10 @@ class AsyncLLM(LocalModel):
           RequestError: The request is invalid.
           RoostError: The model cannot be loaded, or the request failed.
         """
-        check_vllm(vllm)
-        params = sampling_params or SamplingParams()
+        (params,) = params_of(sampling_params, 1)
         return self._outputs(completion_fields(prompt, params, from_state), params, request_id)
 
+    @checks_arguments
     def chat(
         self,
         messages: Conversation,
@@ -102,21 +106,22 @@ class AsyncLLM(LocalModel):
           RequestError: The request is invalid.
           RoostError: The model cannot be loaded, or the request failed.
         """
-        params = sampling_params or SamplingParams()
+        (params,) = params_of(sampling_params, 1)
         return self._outputs(chat_fields(messages, params, options, from_state), params, request_id)
 
+    @checks_arguments
     async def score(self, context: Prompt, continuation: Prompt) -> Score:
         """Returns the log-likelihood of a continuation after a context; see `LLM.score`."""
         await self.start()
         before, scored = _encode_pair(self.service.model.tokenizer, context, continuation)
-        params = SamplingParams(max_tokens=0, prompt_logprobs=1)
-        output = await final_output(self.service, completion_fields((*before, *scored), params))
+        output = await final_output(self.service, scored_fields([*before, *scored]))
         entries = [entry for entry in (output.prompt_logprobs or ())[len(before) :] if entry is not None]
         pairs = [(entry[token_id].logprob, entry) for token_id, entry in zip(scored, entries, strict=True)]
         logprobs = tuple(logprob for logprob, _ in pairs)
         is_greedy = all(logprob >= max(each.logprob for each in entry.values()) for logprob, entry in pairs)
         return Score(math.fsum(logprobs), is_greedy, tuple(scored), logprobs)
 
+    @checks_arguments
     async def save_state(self, request: RequestOutput | str, index: int = 0) -> State:
         """Saves the state of a choice that is running or ended recently; see `LLM.save_state`."""
         self.check_usable()
@@ -124,6 +129,7 @@ class AsyncLLM(LocalModel):
         with python_errors():
             return state_of(await self.service.save_state(request_id, index))
 
+    @checks_arguments
     async def export_state(self, state: State, path: str | Path) -> None:
         """Writes a state into a file; see `LLM.export_state`."""
         self.check_usable()
@@ -132,6 +138,7 @@ class AsyncLLM(LocalModel):
             data = await service.export_state(service.states.get(state.id, tenant.get()))
             await service.workers.run(partial(Path(path).write_bytes, data))
 
+    @checks_arguments
     async def load_state(self, path: str | Path) -> State:
         """Saves the state in a file; see `LLM.load_state`."""
         await self.start()
@@ -139,6 +146,7 @@ class AsyncLLM(LocalModel):
             service = self.service
             return state_of(await service.import_state(await service.workers.run(Path(path).read_bytes)))
 
+    @checks_arguments
     async def delete_state(self, state: State) -> None:
         """Deletes a state; see `LLM.delete_state`."""
         with python_errors():
@@ -160,6 +168,9 @@ class AsyncLLM(LocalModel):
     async def close(self) -> None:
         """Ends unfinished requests with an error and frees the model's memory. Callable more than once."""
         await super().close()
+
+    def __repr__(self) -> str:
+        return self.described("AsyncLLM")
 
     async def __aenter__(self) -> "AsyncLLM":
         await self.start()

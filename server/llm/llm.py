@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ...engine import EngineDeadError
 from ..schemas.generation_fields import ChatFields, CompletionFields
+from .arguments import checks_arguments
 from .async_llm import ConfiguredLLM
 from .local_model import ModelSettings, load_model_settings
 from .outputs import RequestOutput, Score, State
@@ -27,10 +28,10 @@ from .requests import (
     Prompt,
     as_conversation,
     chat_fields,
-    check_vllm,
     completion_fields,
     conversations_of,
     final_output,
+    pairs_of,
     params_of,
     prompts_of,
 )
@@ -60,12 +61,13 @@ class LLM:
       RoostError: A setting is wrong, or the model cannot be loaded.
     """
 
-    def __init__(self, model: str, **settings: Unpack[ModelSettings]) -> None:
+    def __init__(self, model: str | Path, **settings: Unpack[ModelSettings]) -> None:
         self._llm = ConfiguredLLM(load_model_settings(model, settings, _DEFAULTS))
         self._loop = EventLoopThread()
         self._stop = weakref.finalize(self, _stop, self._llm, self._loop)
         self._run(self._llm.start())
 
+    @checks_arguments
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -89,12 +91,12 @@ class LLM:
           RequestError: A prompt or a parameter is invalid.
           RoostError: A request failed.
         """
-        check_vllm(vllm)
         listed = prompts_of(prompts)
         params = params_of(sampling_params, len(listed))
         bodies = [completion_fields(prompt, own, from_state) for prompt, own in zip(listed, params, strict=True)]
         return self._finish(bodies, use_tqdm=use_tqdm)
 
+    @checks_arguments
     def chat(
         self,
         messages: Conversation | Sequence[Conversation],
@@ -123,6 +125,7 @@ class LLM:
         bodies = [chat_fields(each, own, options, from_state) for each, own in zip(listed, params, strict=True)]
         return self._finish(bodies, use_tqdm=use_tqdm)
 
+    @checks_arguments
     def stream(
         self,
         prompt: Prompt | Conversation,
@@ -145,15 +148,17 @@ class LLM:
           RequestError: The request is invalid.
           RoostError: The request failed.
         """
-        params = replace(sampling_params or SamplingParams(), output_kind=RequestOutputKind.DELTA)
+        (given,) = params_of(sampling_params, 1)
+        params = replace(given, output_kind=RequestOutputKind.DELTA)
         conversation = as_conversation(prompt)
         if conversation is None:
-            outputs = self._llm.generate(cast(Prompt, prompt), params, from_state=from_state)
+            outputs = self._llm.generate(cast(Prompt, prompt), params, from_state=from_state, **options)
         else:
             outputs = self._llm.chat(conversation, params, from_state=from_state, **options)
         with self._open():
             yield from self._loop.iterate(outputs)
 
+    @checks_arguments
     def fork(
         self,
         state: State,
@@ -165,6 +170,7 @@ class LLM:
         """Continues a state with each prompt separately; see `generate`. The state is unchanged."""
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, from_state=state)
 
+    @checks_arguments
     def score(self, pairs: Sequence[tuple[Prompt, Prompt]], *, use_tqdm: bool = True) -> list[Score]:
         """Returns the log-likelihood of a continuation after a context, for each pair, as lm-eval defines it.
 
@@ -180,9 +186,10 @@ class LLM:
           RequestError: A pair is invalid.
           RoostError: A request failed.
         """
-        jobs = [partial(self._llm.score, context, continuation) for context, continuation in pairs]
+        jobs = [partial(self._llm.score, context, continuation) for context, continuation in pairs_of(pairs)]
         return self._run_all(jobs, self._llm.service.limits.max_choices, is_shown=use_tqdm)
 
+    @checks_arguments
     def save_state(self, request: RequestOutput | str, index: int = 0) -> State:
         """Saves the state of a recent or streaming choice, so that later requests can continue it.
 
@@ -196,6 +203,7 @@ class LLM:
         """
         return self._run(self._llm.save_state(request, index))
 
+    @checks_arguments
     def export_state(self, state: State, path: str | Path) -> None:
         """Writes a state into a file, which `load_state`, `roost serve` and `roost generate` accept.
 
@@ -204,6 +212,7 @@ class LLM:
         """
         self._run(self._llm.export_state(state, path))
 
+    @checks_arguments
     def load_state(self, path: str | Path) -> State:
         """Saves the state in a file.
 
@@ -212,6 +221,7 @@ class LLM:
         """
         return self._run(self._llm.load_state(path))
 
+    @checks_arguments
     def delete_state(self, state: State) -> None:
         """Deletes a state and frees its memory.
 
@@ -228,6 +238,9 @@ class LLM:
         """Returns the parameters that the checkpoint's `generation_config.json` sets, which are also the defaults."""
         defaults = self._llm.service.model.defaults
         return SamplingParams(**defaults.sampling, max_tokens=defaults.max_tokens)
+
+    def __repr__(self) -> str:
+        return self._llm.described("LLM")
 
     def close(self) -> None:
         """Ends unfinished requests with an error and frees the model's memory. Callable more than once."""

@@ -18,6 +18,7 @@ from ..settings import Settings, SettingsError, load_settings
 from ..settings.foreign_names import foreign_name_hint, is_neutral
 from ..settings.sources import closest
 from ..text.served_model import open_served_model
+from .errors import shown
 
 NUM_SLOTS: Final = 1
 """Number of slots of a command that makes one request at a time. Tests share the programs of servers with more."""
@@ -57,9 +58,19 @@ class LocalModel:
         self._engine = engine = make_engine(self.source, config, self._progress)
         service = make_service(settings, config, engine, served, Metrics(lambda: engine.stats))
         self.service = replace(service, limits=replace(service.limits, max_unread_bytes=sys.maxsize))
-        self._pid = os.getpid()
+        self._config, self._pid = config, os.getpid()
         self._loading: asyncio.Future[None] | None = None
         self._join = weakref.finalize(self, engine.join, STOP_TIMEOUT_S)
+
+    def described(self, kind: str) -> str:
+        """Returns the model's id, the dtype of its weights and its slots, whose number is known once it is loaded.
+
+        Args:
+          kind: Name of the class that shows itself so.
+        """
+        dtype = self.source.config.dtype if self._config.dtype == "auto" else self._config.dtype
+        slots = self._engine.stats.slots or self._config.slots
+        return f"{kind}({self.service.model.id!r}, dtype={dtype!r}, slots={slots})"
 
     def check_usable(self) -> None:
         """Checks that the model can be used.
@@ -131,7 +142,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = {"max_queue": 4096, "request_timeout": Non
 
 
 def load_model_settings(
-    model: str, given: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})
+    model: str | Path, given: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})
 ) -> Settings:
     """Returns the settings of a model.
 
@@ -142,15 +153,18 @@ def load_model_settings(
         the config file sets.
 
     Raises:
-      TypeError: A setting's name is unknown.
-      ConfigError: A value cannot be used.
+      ConfigError: A setting's name is unknown, or its value cannot be used.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise ConfigError(f"model must be a name or the path of a directory, such as 'demo', got {shown(model)}")
+    if not isinstance(config := given.get("config"), str | os.PathLike | None):
+        raise ConfigError(f"config must be the path of a TOML file, got {shown(config)}")
     given = {name: value for name, value in given.items() if not is_vllm_neutral(name, value)}
     for name in given:
         if name not in ModelSettings.__annotations__:
-            raise TypeError(unknown_setting(name))
+            raise ConfigError(unknown_setting(name))
     try:
-        settings = load_settings({**given, "model": model}, flag_label=str)
+        settings = load_settings({**given, "model": os.fspath(model)}, flag_label=str)
     except SettingsError as error:
         raise ConfigError(str(error)) from None
     defaults = {**_DEFAULTS, **defaults}
@@ -197,7 +211,7 @@ class EngineArgs(_Settings):  # type: ignore[misc, valid-type]  # the fields of 
       given: Keywords of vLLM's class of this name, or settings of Roost.
 
     Raises:
-      TypeError: A keyword is unknown, or its value is not supported.
+      ConfigError: A keyword is unknown, or its value is not supported.
     """
 
     def __init__(self, model: str = "demo", **given: Any) -> None:
@@ -217,5 +231,5 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
         elif (own := _RENAMED.get(name, name)) in ModelSettings.__annotations__:
             found[own] = value
         else:
-            raise TypeError(unknown_setting(name))
+            raise ConfigError(unknown_setting(name))
     return found

@@ -5,7 +5,7 @@ Their fields are the fields of HTTP bodies, so checks, defaults and results are 
 
 import asyncio
 import operator
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final, SupportsIndex, TypedDict, cast
@@ -19,8 +19,9 @@ from ..generation.service import Service
 from ..generation.spec import GenerationSpec
 from ..schemas.body import BodyCheck
 from ..schemas.generation_fields import ChatFields, CompletionFields
+from .errors import RequestError, checked, python_errors, wrong_value
 from .outputs import OutputBuilder, RequestOutput, State
-from .sampling_params import RequestError, RequestOutputKind, SamplingParams, as_json, checked, python_errors
+from .sampling_params import PARAMS, LLMCompletionFields, RequestOutputKind, SamplingParams, as_json
 
 
 class TextPrompt(TypedDict):
@@ -68,15 +69,8 @@ class ChatOptions(TypedDict, total=False):
     tool_choice: str | Mapping[str, Any]
 
 
-_NEUTRAL: Final = (("chat_template", None), ("chat_template_content_format", "auto"), ("lora_request", None))
-"""Options of vLLM's `chat` with values that have no effect here."""
-
-_VLLM: Final = {
-    "lora_request": "merge adapters into the model with LLM(model, lora=[...])",
-    "prompt_token_ids": "pass token ids as prompts, such as generate([[2, 651], [2, 139]])",
-    "priority": "set it in SamplingParams",
-}
-"""Arguments of vLLM's `generate`, and what to use instead."""
+CONVERSATION: Final = 'a list of messages, such as [{"role": "user", "content": "Hello!"}]'
+"""Description of a conversation for errors."""
 
 MAX_CONSTRAINED_TOKENS: Final = 16_384
 """Default of `max_tokens` with an output constraint, under which a model may repeat itself without end.
@@ -88,23 +82,41 @@ _check: Final = BodyCheck([""])
 """Check of fields, in which no model is named."""
 
 
-def check_vllm(arguments: Mapping[str, Any]) -> None:
-    """Refuses arguments of vLLM's `generate` that have an effect there.
+def is_list(value: object) -> bool:
+    """Returns whether a value is a list, or like one: a tuple, an array of NumPy, a column of a table."""
+    is_other = isinstance(value, str | bytes | bytearray | Mapping)
+    return isinstance(value, Collection) and hasattr(value, "__getitem__") and not is_other
+
+
+def is_prompt(value: object) -> bool:
+    """Returns whether a value may be a prompt or a list of prompts."""
+    return isinstance(value, str | Mapping) or is_list(value)
+
+
+def prompts_of(prompts: Prompt | Sequence[Prompt]) -> list[str | list[int]]:
+    """Returns the text or the token ids of one prompt or several.
 
     Raises:
-      TypeError: There is one, or an argument that neither vLLM nor Roost has.
+      RequestError: A prompt has the wrong type or no token ids.
     """
-    for name, value in arguments.items():
-        if name not in _VLLM:
-            raise TypeError(f"generate() got an unexpected keyword argument {name!r}")
-        if value is not None:
-            raise TypeError(f"{name} is vLLM's name: {_VLLM[name]}")
+    first: object = None if isinstance(prompts, str | Mapping) else next(iter(prompts), None)
+    has_ids = isinstance(first, SupportsIndex) and not is_list(first)  # unlike an array, which has the method, too
+    if has_ids or isinstance(prompts, str | Mapping):
+        return [prompt_content(cast(Prompt, prompts), "prompts")]
+    listed = enumerate(cast(Sequence[Prompt], prompts))
+    return [prompt_content(prompt, f"prompts[{index}]") for index, prompt in listed]
 
 
-def prompts_of(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Returns one prompt or several as a list."""
-    is_one = isinstance(prompts, str | Mapping) or isinstance(next(iter(prompts), None), SupportsIndex)
-    return [cast(Prompt, prompts)] if is_one else list(cast(Sequence[Prompt], prompts))
+def pairs_of(pairs: Sequence[tuple[Prompt, Prompt]]) -> list[tuple[Prompt, Prompt]]:
+    """Returns the pairs to score as a list.
+
+    Raises:
+      RequestError: An entry is no pair.
+    """
+    for index, pair in enumerate(pairs):
+        if not is_list(pair) or len(pair) != 2:
+            raise wrong_value(f"pairs[{index}]", 'a context and a continuation, such as ("The sea is", " blue")', pair)
+    return list(pairs)
 
 
 def as_conversation(prompt: Prompt | Conversation) -> Conversation | None:
@@ -116,21 +128,32 @@ def as_conversation(prompt: Prompt | Conversation) -> Conversation | None:
 
 
 def conversations_of(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
-    """Returns one conversation or several as a list."""
-    is_one = isinstance(next(iter(messages), None), Mapping)
-    return [cast(Conversation, messages)] if is_one else list(cast(Sequence[Conversation], messages))
+    """Returns one conversation or several as a list.
+
+    Raises:
+      RequestError: An entry is neither a message nor a conversation.
+    """
+    if isinstance(next(iter(messages), None), Mapping):
+        return [cast(Conversation, messages)]
+    for index, conversation in enumerate(messages):
+        if not is_list(conversation):
+            raise wrong_value(f"messages[{index}]", f"a message, or {CONVERSATION}", conversation)
+    return list(cast(Sequence[Conversation], messages))
 
 
 def params_of(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
     """Returns a list of `count` parameters, one for each request.
 
     Raises:
-      RequestError: `params` is a list whose length is not `count`.
+      RequestError: `params` is a list whose length is not `count`, or has an entry of another type.
     """
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
     if len(params) != count:
         raise RequestError(f"sampling_params must be one for all or one for each of {count} prompts, got {len(params)}")
+    for index, entry in enumerate(params):
+        if not isinstance(entry, SamplingParams):
+            raise wrong_value(f"sampling_params[{index}]", PARAMS, entry)
     return list(params)
 
 
@@ -144,7 +167,16 @@ def completion_fields(prompt: Prompt, params: SamplingParams, state: State | Non
       RequestError: The prompt or a parameter has the wrong type or is out of range.
     """
     fields = {**params.body_fields(), "prompt": prompt_content(prompt), "from_state": state and state.id}
-    return checked(CompletionFields, fields)
+    return checked(LLMCompletionFields, fields)
+
+
+def scored_fields(token_ids: Sequence[int]) -> CompletionFields:
+    """Returns the fields of a completion that reports the log-probabilities of a prompt, and generates nothing.
+
+    Raises:
+      RequestError: There are too many tokens.
+    """
+    return checked(CompletionFields, {"prompt": list(token_ids), "max_tokens": 0, "prompt_logprobs": 1})
 
 
 def chat_fields(
@@ -157,16 +189,12 @@ def chat_fields(
 
     Raises:
       RequestError: A message, a parameter or an option has the wrong type or is out of range.
-      TypeError: An option is unknown.
     """
-    options = cast(ChatOptions, {name: value for name, value in options.items() if (name, value) not in _NEUTRAL})
-    for name in options:
-        if name not in ChatOptions.__annotations__:
-            raise TypeError(f"chat() has no option {name!r}; it has {', '.join(ChatOptions.__annotations__)}")
+    taken = {name: value for name, value in options.items() if name in ChatOptions.__annotations__}
     fields = params.body_fields()
     if (num_top := fields.pop("logprobs", None)) is not None:
         fields |= {"logprobs": True, "top_logprobs": num_top}
-    fields |= {"messages": as_json(messages), **as_json(options), "from_state": state and state.id}
+    fields |= {"messages": as_json(messages), **as_json(taken), "from_state": state and state.id}
     return checked(ChatFields, fields)
 
 
@@ -183,17 +211,25 @@ def prompt_content(prompt: Prompt, param: str = "prompt", *, may_be_empty: bool 
     if isinstance(prompt, Mapping):
         found: Any = prompt.get("prompt_token_ids", prompt.get("prompt"))
         if found is None:
-            raise RequestError(f"{param}: a dict must have the key prompt or prompt_token_ids", param)
+            fix = "; chat takes messages" if "role" in prompt else ""
+            raise RequestError(f"{param}: a dict must have the key prompt or prompt_token_ids{fix}", param)
         return prompt_content(found, param, may_be_empty=may_be_empty)
     if isinstance(prompt, str):
         return prompt
-    try:
-        token_ids = [operator.index(token_id) for token_id in prompt]  # also NumPy's integers
-    except TypeError:
-        raise RequestError(f"{param} must be text or token ids", param) from None
+    token_ids = as_token_ids(prompt)
+    if token_ids is None:
+        raise wrong_value(param, "text or token ids", prompt)
     if not token_ids and not may_be_empty:
         raise RequestError(f"{param}: the list of token ids is empty", param)
     return token_ids
+
+
+def as_token_ids(value: object) -> list[int] | None:
+    """Returns a list of whole numbers, also NumPy's; None if the value is no such list."""
+    try:
+        return [operator.index(token_id) for token_id in cast(Iterable[Any], value)] if is_list(value) else None
+    except TypeError:
+        return None
 
 
 async def outputs(

@@ -1,62 +1,36 @@
-"""Parameters of a request of the Python API, under vLLM's names, and its errors."""
+"""Parameters of a request of the Python API, under vLLM's names."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any
+from functools import wraps
+from typing import Annotated, Any, Final, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import Field
 
-from ...engine import RoostError
-from ..errors.request_errors import ApiError
-from ..errors.validation_errors import describe
 from ..schemas.generation_fields import CompletionFields
+from .errors import RequestError, checked, shown, unknown_name, wrong_value
+
+PARAMS: Final = "SamplingParams, such as SamplingParams(max_tokens=3)"
+"""Description of parameters for errors."""
 
 
-class RequestError(RoostError, ValueError):
-    """A request has an invalid prompt or parameter, and generates nothing.
+def _refuses_unknown_keywords[Params](kind: type[Params]) -> type[Params]:
+    """Makes a class of parameters raise a `RequestError` for a keyword that it does not have."""
+    untyped = cast(Any, kind)
+    make, names = untyped.__init__, [each.name for each in fields(untyped)]
 
-    Args:
-      message: One line that names the parameter and the fix.
-      param: Name of the parameter, as in the HTTP API; None if no single one is wrong.
-    """
+    @wraps(make)
+    def checked_make(self: Params, *args: Any, **parameters: Any) -> None:
+        if args:
+            raise RequestError(f"{kind.__name__} takes names and values, such as {names[1]}=…, got {shown(args[0])}")
+        for name in parameters:
+            if name not in names:
+                raise unknown_name(kind.__name__, name, names)
+        make(self, **parameters)
 
-    __module__ = "roost"
-
-    def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
-
-
-@contextmanager
-def python_errors() -> Iterator[None]:
-    """Raises errors of the HTTP API as errors of the Python API.
-
-    Raises:
-      RequestError: The request is invalid.
-      RoostError: The request failed for another reason.
-    """
-    try:
-        yield
-    except ApiError as error:
-        if error.status_code < 500:
-            raise RequestError(error.message, error.param) from None
-        raise RoostError(error.message) from None
-
-
-def checked[Checked: BaseModel](kind: type[Checked], fields: Mapping[str, Any]) -> Checked:
-    """Returns fields of an HTTP body as their schema.
-
-    Raises:
-      RequestError: A field has the wrong type or is out of range.
-    """
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        param = str(detail["loc"][0]) if detail["loc"] else None
-        raise RequestError(describe(detail, detail["loc"]), param) from None
+    untyped.__init__ = checked_make
+    return kind
 
 
 class RequestOutputKind(StrEnum):
@@ -73,6 +47,7 @@ class RequestOutputKind(StrEnum):
     FINAL_ONLY = "final_only"
 
 
+@_refuses_unknown_keywords
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputsParams:
     """Constraint of the output. Exactly one attribute must be set.
@@ -104,6 +79,13 @@ class StructuredOutputsParams:
             raise RequestError(message, "structured_outputs")
 
 
+class LLMCompletionFields(CompletionFields):
+    """Fields of a completion that generates: as in vLLM, the Python API scores prompts by another method."""
+
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+
+
+@_refuses_unknown_keywords
 @dataclass(slots=True, kw_only=True)
 class SamplingParams:
     """Parameters of a request. None, the default, is equivalent to omitting the field in an HTTP request.
@@ -116,7 +98,7 @@ class SamplingParams:
 
     Attributes:
       n: Number of choices. The prompt is prefilled once.
-      max_tokens: Maximum number of tokens to generate.
+      max_tokens: Maximum number of tokens to generate, at least 1. `LLM.score` scores prompts without generating.
       min_tokens: Number of tokens before which no end or stop token is chosen.
       temperature: Divisor of the logits; 0 always takes the most likely token.
       top_p: Probability mass to keep.
@@ -182,7 +164,9 @@ class SamplingParams:
         Raises:
           RequestError: A parameter has the wrong type or is out of range.
         """
-        checked(CompletionFields, {**self.body_fields(), "prompt": ""})
+        if not isinstance(self.output_kind, RequestOutputKind):
+            raise wrong_value("output_kind", "a RequestOutputKind, such as RequestOutputKind.DELTA", self.output_kind)
+        checked(LLMCompletionFields, {**self.body_fields(), "prompt": ""})
 
     def body_fields(self) -> dict[str, Any]:
         """Returns the equivalent fields of an HTTP request, as JSON types, except fields that are None."""

@@ -7,8 +7,10 @@ from ..generation.prompts import Prompt
 from ..generation.requests import chat_conversation
 from ..generation.service import Service
 from ..text.tokenizer import TextUnavailableError
-from .requests import Conversation, chat_fields
-from .sampling_params import RequestError, SamplingParams, python_errors
+from .arguments import checks_arguments
+from .errors import RequestError, python_errors, wrong_value
+from .requests import Conversation, as_token_ids, chat_fields
+from .sampling_params import SamplingParams
 
 
 class LLMTokenizer:
@@ -35,6 +37,7 @@ class LLMTokenizer:
     def __len__(self) -> int:
         return self.vocab_size
 
+    @checks_arguments
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Returns the token ids of a text, as `LLM.generate` prefills them.
 
@@ -50,12 +53,21 @@ class LLMTokenizer:
             raise RequestError(str(error)) from None
         return [self.bos_token_id, *token_ids] if add_special_tokens and self.bos_token_id is not None else token_ids
 
+    @checks_arguments
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """Returns the text of tokens; control tokens are spelled out, unless they are skipped."""
-        if skip_special_tokens:
-            return self._tokenizer.decode(token_ids)
-        return Prompt(token_ids, from_text=True).text(self._tokenizer)
+        """Returns the text of tokens; control tokens are spelled out, unless they are skipped.
 
+        Raises:
+          RequestError: An id is no token of the vocabulary.
+        """
+        ids = as_token_ids(token_ids)
+        if ids is None or not all(0 <= token_id < self.vocab_size for token_id in ids):
+            raise wrong_value("token_ids", f"a list of ids from 0 to {self.vocab_size - 1}", token_ids)
+        if skip_special_tokens:
+            return self._tokenizer.decode(ids)
+        return Prompt(ids, from_text=True).text(self._tokenizer)
+
+    @checks_arguments
     def apply_chat_template(
         self,
         conversation: Conversation,

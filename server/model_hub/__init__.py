@@ -7,6 +7,7 @@ from typing import Final
 
 from ...engine import Adapter, CheckpointError, ModelSource, open_adapter, open_model
 from ..settings.settings import MODEL_CHOICES
+from ..settings.sources import closest
 
 _REPOSITORY: Final = re.compile(
     r"(?P<repo>[a-z0-9_][\w.-]*/[a-z0-9_][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII | re.IGNORECASE
@@ -18,6 +19,9 @@ _FILE: Final = re.compile(
     r".*\.(?:safetensors|gguf|json|toml|bin|pt|pth|ckpt|pkl|h5|npz|msgpack|model|zip|tar|tgz|gz)", re.IGNORECASE
 )
 """File name with a known suffix, which is never interpreted as a repository."""
+
+_BUILT_IN: Final = ("demo", "random:2b", "random:9b")
+"""Models that come with Roost or are made by it."""
 
 
 def find_model(reference: str, lora: Sequence[str] = ()) -> ModelSource:
@@ -88,4 +92,6 @@ def _why_not_there(reference: str) -> str:
     """Returns why a reference is neither a path nor a repository, for an error message."""
     if _FILE.fullmatch(reference):
         return f"{reference}: no such file; MODEL is the folder of a model's safetensors (not GGUF), or owner/name"
-    return f"{reference}: no such directory; MODEL is {MODEL_CHOICES}"
+    guess = closest(reference, _BUILT_IN)
+    hint = "" if guess is None else f"did you mean {guess}? "
+    return f"{reference}: no such directory; {hint}MODEL is {MODEL_CHOICES}"

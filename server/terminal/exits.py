@@ -96,6 +96,8 @@ _WORDINGS: Final[Mapping[str, str]] = {
     r"^Invalid value for '?([^\s':]+)'?(?: / '.+?')*: (.*)": r"\1: \2",
     r": (?:Value error, )?Input should be (.*?)(?:, unable.*)?$": r" must be \1",
     r": Value error, ": ": ",
+    r"must be greater than or equal to ": "must be at least ",
+    r"must be less than or equal to ": "must be at most ",
     r"^No such (?:option|command):? '?([^\s']+)'?": r"\1 is unknown",
     r"^Missing (?:argument|option) '([^\s']+).*": r"\1 is missing",
     r"^Option '(.+?)' requires an argument": r"\1 needs a value",

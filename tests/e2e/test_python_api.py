@@ -221,7 +221,7 @@ def test_a_conversation_continues_a_state(llm: LLM) -> None:
 def test_scores_are_the_log_probabilities_over_http(llm: LLM, client: httpx.Client) -> None:
     context, continuation = [5, 6, 7], [8, 9, 300]
     (score, whole) = llm.score([(context, continuation), ([], continuation)])
-    bos = llm.generate("", SamplingParams(max_tokens=0))[0].prompt_token_ids
+    bos = llm.get_tokenizer().encode("")
     for each, before in ((score, [*bos, *context]), (whole, [*bos])):
         body = {"token_ids": before + continuation, "prompt_logprobs": 0, "max_tokens": 0}
         choice = client.post("/generate", json=body).raise_for_status().json()["choices"][0]
@@ -232,7 +232,7 @@ def test_scores_are_the_log_probabilities_over_http(llm: LLM, client: httpx.Clie
 
 def test_a_greedy_continuation_is_greedy(llm: LLM) -> None:
     prompt = [5] * 9
-    bos = llm.generate("", SamplingParams(max_tokens=0))[0].prompt_token_ids
+    bos = llm.get_tokenizer().encode("")
     (output,) = llm.generate([*bos, *prompt], SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True))
     ids = list(output.outputs[0].token_ids)
     greedy, other = llm.score([(prompt, ids), (prompt, [*ids[:2], (ids[2] + 1) % 512])])
@@ -256,7 +256,7 @@ def test_texts_are_scored_as_one_text(llm: LLM) -> None:
         ("a", {"n": 0}, "n must be at least 1"),
         ([], {}, None),
         ([10**6], {}, "token id 1000000 is outside the vocabulary of 512 tokens"),
-        ({"text": "a"}, {}, "prompt: a dict must have the key prompt or prompt_token_ids"),
+        ({"text": "a"}, {}, "prompts: a dict must have the key prompt or prompt_token_ids"),
         ("a", {"structured_outputs": StructuredOutputsParams(regex="(")}, "structured_outputs"),
         ("a", {"stop": "x" * 5000}, "stop must have at most 4096 characters"),
     ],
@@ -270,17 +270,6 @@ def test_what_is_wrong_is_one_line(llm: LLM, prompt: Any, params: dict[str, Any]
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, ValueError)
-
-
-def test_unknown_names_are_errors() -> None:
-    with pytest.raises(TypeError, match="tensor_parallel_size is vLLM's name: use mesh, such as data=1,model=2"):
-        LLM("demo", tensor_parallel_size=2)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="max_num_seqs is vLLM's name: use slots"):
-        LLM("demo", max_num_seqs=4)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="there is no setting 'slot'; did you mean slots"):
-        LLM("demo", slot=4)  # type: ignore[call-arg]
-    with pytest.raises(RoostError, match=r"^slots must be at least 1, got 0$"):
-        LLM("demo", slots=0)
 
 
 async def test_a_running_event_loop_does_not_matter(llm: LLM) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from roost import ConfigError, EngineArgs
 from roost.server.llm.local_model import load_model_settings
-from roost.server.llm.requests import check_vllm
 
 NEUTRAL: dict[str, Any] = {
     "tensor_parallel_size": 1,
@@ -54,7 +53,7 @@ def test_keywords_that_change_nothing_are_taken() -> None:
     ],
 )
 def test_other_values_and_names_say_what_to_use(name: str, value: Any, message: str) -> None:
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises(ConfigError) as caught:
         load_model_settings("demo", {name: value}, {})
     assert str(caught.value).startswith(message)
 
@@ -85,25 +84,7 @@ def test_engine_args_are_settings_of_an_llm() -> None:
     }
     settings = load_model_settings(given.pop("model"), given, {})
     assert (settings.slots, settings.mesh, settings.quantize) == (4, "data=1,model=2", "int8")
-    with pytest.raises(TypeError, match="enable_lora is vLLM's name"):
+    with pytest.raises(ConfigError, match="enable_lora is vLLM's name"):
         EngineArgs("demo", enable_lora=True)
     with pytest.raises(ConfigError, match="dtype must be "):
         load_model_settings("demo", {"dtype": "half"}, {})
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"lora_request": 5}, "lora_request is vLLM's name: merge adapters into the model with LLM(model, lora=[...])"),
-        (
-            {"prompt_token_ids": [[2]]},
-            "prompt_token_ids is vLLM's name: pass token ids as prompts, such as generate([[2, 651], [2, 139]])",
-        ),
-        ({"promts": "hi"}, "generate() got an unexpected keyword argument 'promts'"),
-    ],
-)
-def test_arguments_of_generate_name_ours(arguments: dict[str, Any], message: str) -> None:
-    check_vllm({"lora_request": None, "prompt_token_ids": None})
-    with pytest.raises(TypeError) as caught:
-        check_vllm(arguments)
-    assert str(caught.value) == message
