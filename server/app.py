@@ -35,7 +35,10 @@ _ROUTERS: Final = (
     docs_router,
     *(router for feature in FEATURES for router in feature.routers),
 )
-"""Routers of all endpoints, in the order of `/openapi.json`. Admin endpoints of features need an admin key."""
+"""Routers of all endpoints, in the order of `/openapi.json`."""
+
+_ADMIN_ROUTERS: Final = (health.admin_router, *(router for feature in FEATURES for router in feature.admin_routers))
+"""Routers of endpoints that need an admin key, and that are missing without one."""
 
 _ROUTES: Final = APIRouter(responses=ERRORS)
 """Routes of all endpoints, shared by the applications of a process: FastAPI prepares a router's routes on first use,
@@ -109,7 +112,7 @@ def create_app(
     app.state.features = open_features(Opening(service)) if features is None else features
     app.state.check_body = BodyCheck(service.model.names, strict=strict)
     app.openapi = with_events(app, _EVENTS)  # type: ignore[method-assign]
-    admin_routers = [router for feature in FEATURES for router in feature.admin_routers] if access.admin_keys else []
+    admin_routers = _ADMIN_ROUTERS if access.admin_keys else ()
     for router in admin_routers:
         app.include_router(router)
     install_error_handlers(app, _ERROR_SHAPES)

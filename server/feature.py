@@ -67,12 +67,14 @@ class OpenFeature:
       database: Its database, without which most of its requests fail; None if it has none.
       observers: Observers of all requests of the engine.
       facts: Its entries in `/server_info`.
+      operator_facts: Its further entries in `/debug/server_info`, which needs an admin key.
     """
 
     collectors: Sequence[Collector] = ()
     database: Database | None = None
     observers: Sequence[Observer] = ()
     facts: Mapping[str, Any] = {}
+    operator_facts: Mapping[str, Any] = {}
 
     @property
     def is_busy(self) -> bool:

@@ -28,7 +28,7 @@ from ..database.errors import (
 )
 from . import kinds
 from .kinds import ErrorKind, retry_after
-from .validation_errors import describe, path_of
+from .validation_errors import describe, path_of, without_client_names
 
 BUSY_STATUSES: Final = frozenset({429, 503})
 """Statuses that concern only one replica at one time: another replica, or a later attempt, may succeed."""
@@ -82,6 +82,7 @@ class ApiError(RefusedError):
       headers: Headers that replace the kind's headers.
       is_private: Whether the message may repeat the client's input in a form that cannot be removed, such as a
         compiler's message about a grammar. Such a message is not logged.
+      reason: Text that is logged instead of the message; None logs the message without what it quotes.
     """
 
     def __init__(
@@ -92,12 +93,14 @@ class ApiError(RefusedError):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
         is_private: bool = False,
+        reason: str | None = None,
     ) -> None:
         self.kind = kind
         self.message = _one_line(message)
         self.param = None if param is None else _one_line(param)
         self.headers = kind.headers if headers is None else headers
         self.is_private = is_private
+        self.reason = self.message if reason is None else reason
         self.status_code = kind.status
         detail = ErrorDetail(message=self.message, type=kind.type, param=self.param, code=kind.code)
         self.body = ErrorBody(error=detail)
@@ -110,9 +113,9 @@ def _one_line(text: str, most: int = _MAX_MESSAGE) -> str:
     return "".join(char if char.isprintable() else " " for char in short)
 
 
-def bad_value(param: str | None, message: str, *, is_private: bool = False) -> ApiError:
+def bad_value(param: str | None, message: str, *, is_private: bool = False, reason: str | None = None) -> ApiError:
     """Returns a 400 for an invalid value of a request."""
-    return ApiError(kinds.INVALID_REQUEST, message, param=param, is_private=is_private)
+    return ApiError(kinds.INVALID_REQUEST, message, param=param, is_private=is_private, reason=reason)
 
 
 def refusal(detail: Mapping[str, Any], location: Sequence[str | int], body: Any) -> ApiError:
@@ -126,7 +129,8 @@ def refusal(detail: Mapping[str, Any], location: Sequence[str | int], body: Any)
     if isinstance(body, bytes) and not location:
         return bad_value(None, "send the body as JSON, with Content-Type: application/json")
     param = path_of(location).partition(".")[0].partition("[")[0]
-    return bad_value(param or None, describe(detail, location or ["the body"]))
+    place = location or ["the body"]
+    return bad_value(param or None, describe(detail, place), reason=describe(detail, without_client_names(place)))
 
 
 def unknown_model(name: str, served: Sequence[str]) -> ApiError:
@@ -181,7 +185,7 @@ def log_reason(error: ApiError) -> str:
     if error.is_private:
         param = _one_line(error.param or "the request", _MAX_REASON)
         return f"{param} was refused ({error.kind.code or error.kind.type})"
-    return _one_line(_without_quotes(error.message.partition(", got ")[0]), _MAX_REASON)
+    return _one_line(_without_quotes(error.reason.partition(", got ")[0]), _MAX_REASON)
 
 
 def _without_quotes(text: str) -> str:

@@ -86,6 +86,17 @@ def describe(detail: _Detail, location: Sequence[str | int]) -> str:
     return f"{path}: {str(detail['msg']).removeprefix('Value error, ')}"
 
 
+class ClientName(str):
+    """A name that the client chose within a value, such as one of metadata."""
+
+    __slots__ = ()
+
+
+def without_client_names(location: Sequence[str | int]) -> Sequence[str | int]:
+    """Returns a place for the log, where a name that the client chose is an ellipsis."""
+    return ["…" if isinstance(step, ClientName) else step for step in location]
+
+
 def path_of(location: Sequence[str | int]) -> str:
     """Returns a place such as `messages[0].content`.
 

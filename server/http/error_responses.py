@@ -88,14 +88,16 @@ def _from_http(error: HTTPException, request: Request) -> ApiError:
     """Returns the error for one of Starlette's errors: unknown route, unknown method, or unreadable body."""
     if isinstance(error.__cause__, ApiError):  # raised while FastAPI read the body
         return error.__cause__
-    where = f" ({request.method} {request.url.path})"
+    where, hint = f" ({request.method} {request.url.path})", ""
     match error.status_code:
         case 404:
-            return ApiError(kinds.NO_SUCH_URL, f"no such URL{where}: {_directions_to(request)}")
+            hint = f": {_directions_to(request)}"
+            return ApiError(kinds.NO_SUCH_URL, f"no such URL{where}{hint}", reason=f"no such URL{hint}")
         case 405:
             allowed = Headers(error.headers or {}).get("allow", "")
             hint = f": use {allowed.replace(', ', ' or ')}" if allowed else ""
-            return ApiError(kinds.WRONG_METHOD, f"no such method here{where}{hint}", headers=error.headers)
+            message, reason = f"no such method here{where}{hint}", f"no such method here{hint}"
+            return ApiError(kinds.WRONG_METHOD, message, headers=error.headers, reason=reason)
         case status:
             kind = kinds.INVALID_REQUEST if status < 500 else kinds.INTERNAL_ERROR
             return ApiError(kind, error.detail, headers=error.headers)

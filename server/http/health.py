@@ -1,7 +1,7 @@
 """Health, readiness, load, metrics and version of a server."""
 
 import importlib.metadata
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 from fastapi import APIRouter, Request, Response
 
@@ -53,18 +53,6 @@ class Load(TypedDict):
     slots: int
     """Maximum number of requests that run at the same time."""
 
-    prompt_tokens: int
-    """Prompt tokens processed since the start, without those served from the prefix cache."""
-
-    generated_tokens: int
-    """Tokens generated since the start."""
-
-    cached_tokens: int
-    """Prompt tokens served from the prefix cache since the start."""
-
-    state_cache_bytes: int
-    """Bytes of host memory that the prefix cache takes."""
-
 
 @described
 class ServerInfo(TypedDict):
@@ -104,13 +92,21 @@ class ServerInfo(TypedDict):
     """Budget of the prefix cache in bytes of host memory."""
 
     store: NotRequired[str]
-    """Address of the store of responses, without a password."""
+    """Kind of the store of responses: `memory`, `sqlite` or `postgresql`."""
 
     simulated: str | None
     """Device that is simulated instead of running the model, set by `--simulate`; null if the model runs."""
 
 
-router = APIRouter()
+@described
+class OperatorInfo(ServerInfo):
+    """Response of `/debug/server_info`."""
+
+    store_address: NotRequired[str]
+    """Address of the store of responses, without a password."""
+
+
+router, admin_router = APIRouter(), APIRouter()
 
 
 @router.get("/health")
@@ -150,17 +146,13 @@ async def metrics(service: AnyService) -> Response:
 
 @router.get("/load")
 async def load(service: AnyService) -> Load:
-    """Returns the current load. `server_load` is vLLM's name for the number of unfinished requests."""
+    """Returns the current load of all clients. `/metrics` has the totals since the start."""
     stats = service.engine.stats
     return {
         "server_load": stats.num_running + stats.num_waiting,
         "running": stats.num_running,
         "waiting": stats.num_waiting,
         "slots": stats.slots,
-        "prompt_tokens": stats.prompt_tokens,
-        "generated_tokens": stats.generated_tokens,
-        "cached_tokens": stats.cache.hit_tokens,
-        "state_cache_bytes": stats.cache.num_bytes,
     }
 
 
@@ -190,6 +182,15 @@ async def server_info(request: Request, service: AnyService) -> ServerInfo:
     }
     for feature in request.app.state.features:
         info.update(feature.facts)
+    return info
+
+
+@admin_router.get("/debug/server_info")
+async def operator_info(request: Request, service: AnyService) -> OperatorInfo:
+    """Returns what `/server_info` does, and the address of the store."""
+    info = cast(OperatorInfo, await server_info(request, service))
+    for feature in request.app.state.features:
+        info.update(feature.operator_facts)
     return info
 
 

@@ -5,10 +5,11 @@ unknown or have no effect here.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache, lru_cache
-from typing import Annotated, Any, ClassVar, Final, NamedTuple
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, get_args, get_origin
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
@@ -16,7 +17,7 @@ from pydantic_core import PydanticKnownError
 
 from ...engine import MAX_LOGPROBS
 from ..errors.request_errors import ApiError, bad_value, refusal, unknown_model, warn
-from ..errors.validation_errors import ForeignName, path_of
+from ..errors.validation_errors import ClientName, ForeignName, path_of
 from .field_rules import NO_RULES, FieldRules
 
 MAX_MESSAGES: Final = 16_384
@@ -221,7 +222,7 @@ class BodyCheck:
             body = model.model_validate(parsed)
         except ValidationError as error:
             detail = error.errors(include_url=False)[0]
-            raise refusal(detail, detail["loc"], parsed) from None
+            raise refusal(detail, _place_of(detail), parsed) from None
         self(body)
         return body
 
@@ -244,6 +245,21 @@ class BodyCheck:
                 hint = "" if meant is None else f"; did you mean {meant}?"
                 raise bad_value(field.param, f"the field {field.path[:120]!r} is unknown{hint}")
             warn(field.path)
+
+
+def _place_of(detail: Mapping[str, Any]) -> _Place:
+    """Returns the place of an error. Names that the client chose are `ClientName`s.
+
+    Args:
+      detail: Entry of pydantic's `errors()`.
+    """
+    place: list[str | int] = list(detail["loc"])
+    for index, (parent, name) in enumerate(pairwise(place), 1):
+        if parent in _mappings():
+            place[index] = ClientName(name)
+    if detail["type"] == "extra_forbidden":
+        place[-1] = ClientName(place[-1])
+    return tuple(place)
 
 
 def _unnamed_fields(body: JsonObject) -> Sequence[UnnamedField]:
@@ -289,11 +305,26 @@ def near_miss(kind: type[JsonObject], name: str) -> str | None:
 @cache
 def _all_names() -> frozenset[str]:
     """Returns the fields of all APIs, and the fields of other servers that rules name."""
-    kinds, names = [JsonObject], set[str]()
+    return frozenset(name for kind in _all_kinds() for name in (*_names_of(kind), *kind.field_rules.names))
+
+
+def _all_kinds() -> Sequence[type[JsonObject]]:
+    """Returns the schemas of all objects of all APIs."""
+    kinds: list[type[JsonObject]] = [JsonObject]
     for kind in kinds:
         kinds += kind.__subclasses__()
-        names.update(_names_of(kind), kind.field_rules.names)
-    return frozenset(names)
+    return kinds
+
+
+@cache
+def _mappings() -> frozenset[str]:
+    """Returns the fields whose values are objects with names that clients choose."""
+    return frozenset(
+        field.alias or name
+        for kind in _all_kinds()
+        for name, field in kind.model_fields.items()
+        if any(get_origin(part) is dict for part in (field.annotation, *get_args(field.annotation)))
+    )
 
 
 def _refused(field: UnnamedField, rule: ForeignName) -> ApiError:

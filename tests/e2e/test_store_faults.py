@@ -37,10 +37,9 @@ def load_of(server: ServerProcess) -> dict[str, int]:
     return dict(httpx.get(f"{server.url}/load", timeout=60).json())
 
 
-def tokens(server: ServerProcess) -> int:
+def tokens(server: ServerProcess) -> float:
     """Returns the number of tokens that a server has processed since its start."""
-    load = load_of(server)
-    return load["prompt_tokens"] + load["generated_tokens"]
+    return metric(server, "roost_prompt_tokens_total") + metric(server, "roost_generation_tokens_total")
 
 
 def ended(server: ServerProcess, response_id: str) -> dict[str, Any]:

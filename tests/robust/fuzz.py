@@ -228,6 +228,7 @@ PATHS = (
     "/health?x=%zz&stream=true",
     "/v1/responses/x?stream=perhaps",
     "/debug/profile",
+    "/debug/server_info",
     "/" + "a" * 3000,
     "/%ff%fe",
     "*",

@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from fastapi import Depends
 from starlette.types import ASGIApp
 
+from ...database.address import StoreAddress
 from ...feature import OpenFeature, Opening, opened
 from ...generation.service import Service
 from ...observability.request_metrics import RowCollector
@@ -25,6 +26,8 @@ _MIN_MEMORY_BYTES: Final = 2**20
 """Limits on responses and on conversations in memory: rows of each tenant, bytes of all together, and the least bytes
 of each tenant."""
 
+_MEMORY: Final = StoreAddress("memory")
+
 
 class OpenResponses(OpenFeature):
     """Responses of a server.
@@ -34,7 +37,7 @@ class OpenResponses(OpenFeature):
       store: Store of the responses.
 
     Args:
-      address: Address of the store, without a password.
+      address: Address of the store. Clients see only its kind.
       checkpointer: Takes checkpoints of running responses, if there is a folder for them.
     """
 
@@ -42,12 +45,13 @@ class OpenResponses(OpenFeature):
         self,
         service: Service,
         store: ResponseStore,
-        address: str = "memory:",
+        address: StoreAddress = _MEMORY,
         checkpointer: Checkpointer | None = None,
     ) -> None:
         self.service = service
         self.store = store
-        self.facts = {"store": address}
+        self.facts = {"store": address.kind}
+        self.operator_facts = {"store_address": str(address)}
         self.collectors = (RowCollector(store.stats.rows),)
         self.database = store.database if store.is_shared else None
         self._checkpointer = checkpointer
@@ -88,7 +92,7 @@ def open_responses(opening: Opening) -> OpenResponses:
         rate = settings.checkpoint_mib_per_s * 2**20
         limits = settings.checkpoint_seconds, rate, settings.evacuate_seconds
         checkpointer = Checkpointer(service.engine, store, store.files, *limits)
-    return OpenResponses(service, store, str(opening.address), checkpointer)
+    return OpenResponses(service, store, opening.address, checkpointer)
 
 
 Responses = Annotated[OpenResponses, Depends(opened(OpenResponses))]

@@ -1,5 +1,6 @@
 """Saved states over HTTP: `/v1/states` saves the state of a request under an id, to continue, export and import it."""
 
+import re
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
 from fastapi import APIRouter, Query, Request, Response
@@ -133,7 +134,9 @@ async def import_state(
         data = await _receive(request, own, service.engine.state_format.max_file_bytes)
         stored = await service.import_state(data, cache_salt)
     except StateFileError as error:
-        raise bad_value(None, f"the file {error}") from None
+        fault = f"the file {error}"
+        reason = re.sub(r" \(.*", " (…)", fault)  # what is in brackets may be the client's
+        raise bad_value(None, fault, reason=reason) from None
     finally:
         own.release()
     return await service.described_state(stored)

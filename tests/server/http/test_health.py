@@ -5,7 +5,8 @@ from dataclasses import replace
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from fake_server import client_of
+from fake_server import VOCAB_SIZE, client_of
+from roost.engine import CacheStats
 from roost.server.app import create_app
 from roost.server.assembly.service import LoadProgress
 from roost.server.generation.service import Limits, Service
@@ -68,13 +69,20 @@ async def test_load_and_facts(client: httpx.AsyncClient) -> None:
         "running": 0,
         "waiting": 0,
         "slots": 4,
-        "prompt_tokens": 30,
-        "generated_tokens": 20,
-        "cached_tokens": 7,
-        "state_cache_bytes": 1000,
     }
     facts = (await client.get("/server_info")).json()
     assert (facts["model"], facts["fingerprint"], facts["slots"]) == ("counter", "fp_test", 4)
     assert facts["state_cache_bytes"] == 4000
     assert facts["max_tokens_limit"] is None
     assert facts["version"] == (await client.get("/version")).json()["version"]
+
+
+async def test_the_load_has_no_totals_of_other_tenants(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What other tenants' prompts took, or found in the prefix cache, changes nothing in it."""
+    before = (await client.get("/load")).json()
+    cache = CacheStats(hit_tokens=10**6, num_bytes=10**6)
+    busy = replace(FakeEngine(VOCAB_SIZE).stats, prompt_tokens=10**6, generated_tokens=10**6, cache=cache)
+    monkeypatch.setattr(FakeEngine, "stats", busy)
+    assert (await client.get("/load")).json() == before

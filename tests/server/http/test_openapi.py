@@ -178,7 +178,7 @@ async def send_to_fixed_paths(to: Recorder) -> None:
         await to.send("POST", path, json=body)
     for path, body in STREAMS:
         await to.send("POST", path, json={**body, "stream": True})
-    for path in (*GETS, "/health_generate", "/metrics", "/v1/files", "/v1/batches", "/v1/usage"):
+    for path in (*GETS, "/health_generate", "/metrics", "/debug/server_info", "/v1/files", "/v1/batches", "/v1/usage"):
         await to.send("GET", path.replace("counter", "{model_id}"))
     await to.send("POST", "/v1/chat/completions/render", json={"messages": HI})
     for path in ("/v1/responses/input_tokens", "/v1/responses/compact"):

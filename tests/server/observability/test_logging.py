@@ -165,7 +165,14 @@ async def test_errors_shorten_values_of_clients(client: httpx.AsyncClient) -> No
             "a message of the role …",
         ),
         ("/v1/completions", {"prompt": "a", "stop": ["topsecret\n", 1]}, "stop[1] must be a string"),
-        ("/nowhere%1Blevel", {}, "no such URL (POST /nowhere level)"),
+        ("/nowhere%1Blevel", {}, "no such URL: GET /docs lists the endpoints"),
+        ("/v1/models/%6Eone", {}, "no such method here: use GET"),
+        ("/v1/completions", {"prompt": "a", "logit_bias": {"topsecret": 101}}, "logit_bias.… must be at most 100"),
+        (
+            "/v1/completions",
+            {"prompt": "a", "structured_outputs": {"topsecret": 1}},
+            "structured_outputs.… is unknown",
+        ),
     ],
 )
 async def test_access_log_has_the_reason_of_a_refusal(
