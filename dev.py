@@ -37,6 +37,7 @@ IMAGE_LOCKS = ("cpu", "tpu", "cuda13", "buckets", "otel")  # of which the Docker
 CLIENTS = {
     "clients": VERSIONS,
     "clients-openai2": VERSIONS,
+    "clients-neighbours": VERSIONS,
     "clients-aider": ("3.12",),
     "clients-open-webui": ("3.12",),
 }

@@ -261,13 +261,13 @@ def test_without_npm_the_clients_for_node_are_left_out(
 @pytest.mark.parametrize(
     ("statuses", "status"),
     [
-        ([0] * 4, 0),
-        ([0, 5, 5, 5], 0),
-        ([5, 5, 0, 5], 0),
-        ([5] * 4, 5),
-        ([1, 0, 0, 0], 1),
-        ([0, 0, 0, 1], 1),
-        ([5, 2, 5, 5], 2),
+        ([0] * 5, 0),
+        ([0, 5, 5, 5, 5], 0),
+        ([5, 5, 0, 5, 5], 0),
+        ([5] * 5, 5),
+        ([1, 0, 0, 0, 0], 1),
+        ([0, 0, 0, 0, 1], 1),
+        ([5, 2, 5, 5, 5], 2),
     ],
 )
 def test_clients_fail_where_any_environment_does(
@@ -284,7 +284,7 @@ def test_clients_fail_where_any_environment_does(
     monkeypatch.setattr(dev.subprocess, "run", run)
     assert dev.test_clients(Path("python"), ["-k", "chat"]) == status
     assert [Path(command[0]).parents[1].name for command in runs] == [f".venv-{lock}" for lock in dev.CLIENTS]
-    apart = ["tests/clients/openai2", "tests/clients/aider", "tests/clients/open-webui"]
+    apart = ["tests/clients/openai2", "tests/clients/neighbours", "tests/clients/aider", "tests/clients/open-webui"]
     assert [command[4 : command.index("-c")] for command in runs] == [
         ["tests/clients", *(f"--ignore={folder}" for folder in apart)],
         *([folder] for folder in apart),

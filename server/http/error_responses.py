@@ -88,14 +88,15 @@ def _from_http(error: HTTPException, request: Request) -> ApiError:
     """Returns the error for one of Starlette's errors: unknown route, unknown method, or unreadable body."""
     if isinstance(error.__cause__, ApiError):  # raised while FastAPI read the body
         return error.__cause__
-    where, hint = f" ({request.method} {request.url.path})", ""
+    where = f" ({request.method} {request.url.path})"
     match error.status_code:
         case 404:
             hint = f": {_directions_to(request)}"
             return ApiError(kinds.NO_SUCH_URL, f"no such URL{where}{hint}", reason=f"no such URL{hint}")
         case 405:
             allowed = Headers(error.headers or {}).get("allow", "")
-            hint = f": use {allowed.replace(', ', ' or ')}" if allowed else ""
+            methods = f"use {allowed.replace(', ', ' or ')}" if allowed else "GET /docs lists the endpoints"
+            hint = f": {_hint_for_foreign_path(request) or methods}"
             message, reason = f"no such method here{where}{hint}", f"no such method here{hint}"
             return ApiError(kinds.WRONG_METHOD, message, headers=error.headers, reason=reason)
         case status:
@@ -106,11 +107,18 @@ def _from_http(error: HTTPException, request: Request) -> ApiError:
 def _directions_to(request: Request) -> str:
     """Returns a hint about what to use instead of a path without a route."""
     path = request.scope["path"].lower().rstrip("/")
-    hint = request.app.state.foreign_paths.get(path)
-    if hint is None:
-        likely = get_close_matches(path[:_MAX_PATH], request.app.state.paths, n=1, cutoff=_MIN_LIKENESS)
-        hint = f"use {{root}}{likely[0]}" if likely else "GET /docs lists the endpoints"
-    return hint.replace("{root}", request.scope.get("root_path", ""))
+    hint = _hint_for_foreign_path(request)
+    if hint is not None:
+        return hint
+    likely = get_close_matches(path[:_MAX_PATH], request.app.state.paths, n=1, cutoff=_MIN_LIKENESS)
+    return f"use {request.scope.get('root_path', '')}{likely[0]}" if likely else "GET /docs lists the endpoints"
+
+
+def _hint_for_foreign_path(request: Request) -> str | None:
+    """Returns what to use instead of a path of another server; None if the path is no such one."""
+    path = request.scope["path"].lower().rstrip("/") or "/"
+    hint: str | None = request.app.state.foreign_paths.get(path)
+    return None if hint is None else hint.replace("{root}", request.scope.get("root_path", ""))
 
 
 async def _no_response(request: Request, error: Exception) -> Response:

@@ -7,6 +7,7 @@ _HINTS: Final[Mapping[str, str]] = {
     "use {root}/v1/chat/completions": "/api/chat /chat /invocations /v1/chat",
     "use {root}/v1/completions": "/api/generate /v1/edits",
     "use {root}/v1/completions with stream: true": "/generate_stream",
+    "send texts to {root}/v1/completions, and chats to {root}/v1/chat/completions": "/",
     "use {root}/v1/models": "/api/ps /api/tags",
     "use {root}/server_info": "/api/show /get_model_info /get_server_info /info /model_info /props",
     "use {root}/version": "/api/version",

@@ -27,12 +27,20 @@ from server_process import API_KEY, SHAPES, ServerProcess, serving  # noqa: E402
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
-    """Server with the bundled demo model under the name `demo`, and a database for batches."""
+    """Server with the bundled demo model, and a database for batches. Clients of Hugging Face cannot but send their own
+    names of models."""
     with tempfile.TemporaryDirectory() as folder:
         own = {"ROOST_API_KEY": API_KEY, "ROOST_STORE": f"sqlite://{folder}/store.db", "JAX_PLATFORMS": "cpu"}
         environment = {"ROOST_COMPILE_CACHE": folder, **os.environ, **own}
-        with serving(*SHAPES, **environment) as process:
+        names = ("demo", "--served-model-name", "demo", "dummy", "tgi")
+        with serving(*names, *SHAPES, **environment) as process:
             yield process
+
+
+@pytest.fixture
+def local_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets huggingface_hub send requests, which it doesn't where it is told to be offline."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
 @pytest.fixture(scope="session")

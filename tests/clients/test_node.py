@@ -34,7 +34,7 @@ def test_openais(server: ServerProcess) -> None:
     check_calls(found["calls"])
     assert found["afterTool"]
     assert found["conversation"] == [True, "user", "user", "assistant"]
-    assert found["models"] == ["demo"]
+    assert found["models"] == ["demo", "dummy", "tgi"]
     assert found["failure"] == [404, "model_not_found"]
 
 

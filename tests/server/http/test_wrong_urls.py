@@ -99,6 +99,13 @@ async def test_a_wrong_method_says_the_right_one(client: httpx.AsyncClient) -> N
     assert message == "no such method here (GET /v1/completions): use POST"
 
 
+async def test_a_text_sent_to_the_root_is_told_where_to_go(client: httpx.AsyncClient) -> None:
+    """TGI's clients send to the root."""
+    message = (await client.post("/", json={"inputs": "a"})).json()["error"]["message"]
+    hint = "send texts to /v1/completions, and chats to /v1/chat/completions"
+    assert message == f"no such method here (POST /): {hint}"
+
+
 async def test_docs_lists_each_endpoint_without_a_key_and_loads_nothing(service: Service) -> None:
     async with client_of(create_app(service, Access(ApiKeys(["key"])))) as client:
         response = await client.get("/docs")
