@@ -8,6 +8,7 @@ If nothing has changed since the last time, the job starts immediately.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import os
@@ -572,11 +573,21 @@ JOBS = {
 }
 
 
+def unknown(word: str) -> str:
+    """Returns that there is no such job, and which one was probably meant."""
+    meant = difflib.get_close_matches(word, JOBS, n=1)
+    hint = f"did you mean {meant[0]}? " if meant else ""
+    return f"there is no job {word!r}; {hint}python3 dev.py --help lists all"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the job that the first word names; the others are the job's own."""
-    if not arguments or arguments[0] not in JOBS:
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+        return 0 if arguments else 2
+    if arguments[0] not in JOBS:
+        say(unknown(arguments[0]))
+        return 2
     job = JOBS[arguments[0]]
     try:
         python = prepare(ROOT / job.venv, job.locks, job.checkout) if job.locks else Path(sys.executable)

@@ -36,6 +36,20 @@ def test_it_has_the_syntax_of_python_3_8() -> None:
     assert any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
 
 
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("nonsense", "there is no job 'nonsense'; python3 dev.py --help lists all"),
+        ("tset", "there is no job 'tset'; did you mean test? python3 dev.py --help lists all"),
+    ],
+)
+def test_an_unknown_job_is_one_line(word: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dev.main([word]) == 2
+    assert capsys.readouterr() == ("", f"dev.py: {line}\n")
+    assert dev.main(["--help"]) == 0
+    assert capsys.readouterr() == (dev.USAGE, "")
+
+
 # --- uv, and which Python
 
 

@@ -29,7 +29,13 @@ from roost.server.generation.service import Service
 from roost.server.http.connection import OpenConnections
 from roost.server.observability.metrics import Metrics, store_rows
 from roost.server.observability.request_metrics import RowCollector
-from roost.server.settings.foreign_names import LLAMA_CPP_NAMES, SHORT_FLAGS, VLLM_NAMES, foreign_flag_hint
+from roost.server.settings.foreign_names import (
+    FOREIGN_COMMANDS,
+    LLAMA_CPP_NAMES,
+    SHORT_FLAGS,
+    VLLM_NAMES,
+    foreign_flag_hint,
+)
 from roost.server.settings.reference import SettingReference, settings_reference
 from roost.server.terminal.options import MODEL_HELP
 from typer.main import get_command
@@ -76,6 +82,8 @@ def other_servers_page() -> str:
             flag = f"--{name.replace('_', '-')}"
             instead = (foreign_flag_hint(flag) or "").removeprefix(f"{flag} is {owner}'s flag: ")
             lines.append(row(f"`{flag}{shorts.get(name, '')}`", instead))
+    lines += ["", "## Commands", "", row("command", "of", "here"), rule(3)]
+    lines += [row(f"`{command}`", owner, instead) for command, (owner, instead) in FOREIGN_COMMANDS.items()]
     return _page(lines)
 
 

@@ -279,25 +279,26 @@ class Session:
             self._conversation = self._forks[int(number) - 1]
             self._note(f"this is fork {number}, with {len(self._conversation.turns)} messages")
         else:
-            raise CommandError(
-                f"/fork {number}: there is no such fork; /fork keeps one, and there are {len(self._forks)}"
-            )
+            kept = f"there are {len(self._forks)}, from /fork 1 on" if self._forks else "none is kept yet"
+            raise CommandError(f"/fork {number}: there is no such fork: {kept}; /fork alone keeps the conversation")
 
     def _save(self, file: str) -> None:
+        path = _path("/save", file)
         reply = self._conversation.reply
         if reply is None or reply.id is None:
             raise CommandError("/save: there is no answer yet")
         data = self._runner.run(self._backend.save(reply))
         try:
-            Path(file).expanduser().write_bytes(data)
+            path.write_bytes(data)
         except OSError as error:
             raise CommandError(f"/save: {file} cannot be written ({error.strerror})") from None
         self._note(f"the state is in {file}, {len(data):,} bytes")
 
     def _load(self, file: str) -> None:
         """Shows and continues the chat of a state file, which replaces the conversation and its system prompt."""
+        path = _path("/load", file)
         try:
-            data = Path(file).expanduser().read_bytes()
+            data = path.read_bytes()
         except OSError as error:
             raise CommandError(f"/load: {file} cannot be read ({error.strerror})") from None
         state = self._runner.run(self._backend.load(data))
@@ -311,6 +312,17 @@ class Session:
     def _note(self, text: str) -> None:
         if self._is_interactive:
             print_status(f"({text})")
+
+
+def _path(command: str, file: str) -> Path:
+    """Returns the path that a command names.
+
+    Raises:
+      CommandError: The command names none.
+    """
+    if not file:
+        raise CommandError(f"{command}: name a file, such as {command} chat.state")
+    return Path(file).expanduser()
 
 
 async def _interruptible[T](work: Coroutine[Any, Any, T]) -> T:

@@ -1,4 +1,4 @@
-"""Names of vLLM and llama.cpp for settings, on their command lines and in vLLM's Python API."""
+"""Names of vLLM, llama.cpp and Ollama: settings on their command lines and in vLLM's Python API, and commands."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -116,6 +116,27 @@ SHORT_FLAGS: Final[Mapping[str, str]] = {
     "-v": "verbose",
 }
 """Short flags of both, and their long names."""
+
+FOREIGN_COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
+    "complete": ("vLLM", "use roost generate --raw"),
+    "list": ("Ollama", "GET /v1/models of a server lists what it serves"),
+    "ps": ("Ollama", "GET /health and /metrics of a server say what it does"),
+    "pull": ("Ollama", "leave it out: the first serve, chat or generate of a model downloads it"),
+    "rm": ("Ollama", "delete the model's folder in Hugging Face's cache"),
+    "run": ("Ollama", "use roost chat MODEL in the terminal, or roost serve MODEL for a server"),
+    "run-batch": ("vLLM", "use roost batch"),
+    "show": ("Ollama", "use roost plan MODEL"),
+    "stop": ("Ollama", "end roost serve with Ctrl-C or SIGTERM"),
+}
+"""Commands of other servers: whose they are, and what to use instead."""
+
+
+def foreign_command_hint(command: str) -> str | None:
+    """Returns what to use instead of a command of Ollama or vLLM; None for any other word."""
+    if command not in FOREIGN_COMMANDS:
+        return None
+    owner, instead = FOREIGN_COMMANDS[command]
+    return f"{command} is {owner}'s command: {instead}"
 
 
 def foreign_flag_hint(flag: str) -> str | None:

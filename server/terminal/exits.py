@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Collection, Iterator, Mapping
+from difflib import SequenceMatcher
 from types import FrameType
 from typing import Any, Final, NoReturn
 
@@ -83,7 +84,7 @@ def exit_on_usage_error() -> Iterator[None]:
 
 def _usage_line(error: Any) -> str:
     """Returns Typer's message with the option in front, and how to list all options."""
-    text = error.format_message().rstrip(".")
+    text = _unknown_option(error) if hasattr(error, "possibilities") else error.format_message().rstrip(".")
     for pattern, wording in _WORDINGS.items():
         text = re.sub(pattern, wording, text, flags=re.DOTALL)
     if error.ctx is None:
@@ -92,17 +93,41 @@ def _usage_line(error: Any) -> str:
     return f"{' '.join(text.split())}; {path} --help says what it takes"
 
 
+def _unknown_option(error: Any) -> str:
+    """Returns that an option is unknown, and which one was probably meant."""
+    names = [name for parameter in error.ctx.command.get_params(error.ctx) for name in parameter.opts]
+    meant = _likely_option(error.option_name, [name for name in names if name.startswith("--")])
+    return f"{error.option_name} is unknown" + ("" if meant is None else f"; did you mean {meant}?")
+
+
+_MIN_LIKENESS: Final = 0.75
+"""Likeness, as difflib's ratio, from which on an unknown option counts as a misspelt one."""
+
+
+def _likely_option(written: str, names: Collection[str]) -> str | None:
+    """Returns the option that was probably meant by a misspelt one, or by the beginning of one; None without any."""
+    letters = written.strip("-")
+
+    def likeness(name: str) -> float:
+        whole = name.strip("-")
+        return max(SequenceMatcher(None, letters, part).ratio() for part in (whole, whole[: len(letters)]))
+
+    best = max(sorted(names, key=len), key=likeness)
+    return best if likeness(best) >= _MIN_LIKENESS else None
+
+
 _WORDINGS: Final[Mapping[str, str]] = {
     r"^Invalid value for '?([^\s':]+)'?(?: / '.+?')*: (.*)": r"\1: \2",
     r": (?:Value error, )?Input should be (.*?)(?:, unable.*)?$": r" must be \1",
     r": Value error, ": ": ",
     r"must be greater than or equal to ": "must be at least ",
     r"must be less than or equal to ": "must be at most ",
-    r"^No such (?:option|command):? '?([^\s']+)'?": r"\1 is unknown",
+    r"^No such command '([^\s']+)'": r"\1 is unknown",
+    r"^Missing argument 'PROMPT.*": "PROMPT is missing: give it in quotes, or - to read it from stdin",
     r"^Missing (?:argument|option) '([^\s']+).*": r"\1 is missing",
     r"^Option '(.+?)' requires an argument": r"\1 needs a value",
     r"^Got unexpected extra argument(?:s|\(s\))? \((.*)\)": r"unexpected argument: \1",
-    r" \(Possible options: (--[a-z-]+).*\)": r"; did you mean \1?",
+    r"\. Did you mean '([^']+)'.*\?$": r"; did you mean \1?",
 }
 """Typer's messages, and their replacements."""
 

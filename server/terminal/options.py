@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from ..settings.foreign_names import foreign_flag_hint
+from ..settings.foreign_names import foreign_command_hint, foreign_flag_hint
 from ..settings.reference import setting_reference, settings_reference
 from ..settings.settings import MODEL_CHOICES
 from .exits import exit_on_error, exit_on_usage_error
@@ -139,6 +139,12 @@ class CommandGroup(TyperGroup):
             if command.callback and (doc := inspect.getdoc(command.callback)):  # Python 3.13 describes None
                 command.help = _prose(doc)
         return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        hint = foreign_command_hint(args[0]) if ctx.parent is None else None
+        if hint is not None and self.get_command(ctx, args[0]) is None:
+            ctx.fail(hint)
+        return super().resolve_command(ctx, args)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with exit_on_usage_error():

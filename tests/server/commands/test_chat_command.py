@@ -530,12 +530,18 @@ def test_the_chat_of_a_state_is_shown(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
+        (["/save"], "/save: name a file, such as /save chat.state"),
+        (["a", "/save "], "/save: name a file, such as /save chat.state"),
+        (["/load"], "/load: name a file, such as /load chat.state"),
         (["/save x"], "/save: there is no answer yet"),
         (["a", "/reset", "/save x"], "/save: there is no answer yet"),
         (["a", "/save /dev/null/x"], "/save: /dev/null/x cannot be written"),
         (["/load /dev/null/x"], "/load: /dev/null/x cannot be read"),
-        (["/fork 1"], "/fork 1: there is no such fork"),
-        (["/fork", "/fork 2"], "/fork 2: there is no such fork"),
+        (["/fork 7"], "/fork 7: there is no such fork: none is kept yet; /fork alone keeps the conversation"),
+        (
+            ["/fork", "/fork 2"],
+            "/fork 2: there is no such fork: there are 1, from /fork 1 on; /fork alone keeps the conv",
+        ),
         (["/fork x"], "/fork x: there is no such fork"),
     ],
 )

@@ -348,6 +348,8 @@ def test_help_says_what_each_command_and_group_is_for(words: tuple[str, ...], co
             "serve --max-queu 3",
             "--max-queu is unknown; did you mean --max-queue?; roost serve --help says what it takes",
         ),
+        ("serve --prot 8001", "--prot is unknown; did you mean --port?; roost serve --help says what it takes"),
+        ("chat --temp 0", "--temp is unknown; did you mean --temperature?; roost chat --help says what it takes"),
         ("serve --port many", "--port must be a valid integer; roost serve --help says what it takes"),
         ("serve --port 70000", "--port must be at most 65535, got 70000"),
         ("serve --port", "--port needs a value\n"),
@@ -365,6 +367,15 @@ def test_help_says_what_each_command_and_group_is_for(words: tuple[str, ...], co
         ("generate demo hi --save-state /nowhere/x", "--save-state /nowhere/x: give a file in a folder that exists"),
         ("generate a b c", "PROMPT: put the prompt in quotes; roost generate --help says what it takes"),
         ("bench engine --repeat 0", "--repeat must be at least 1; roost bench engine --help says"),
+        ("generate", "PROMPT is missing: give it in quotes, or - to read it from stdin; roost generate --help says"),
+        ("run", "run is Ollama's command: use roost chat MODEL in the terminal, or roost serve MODEL for a server; "),
+        (
+            "pull recurrentgemma",
+            "pull is Ollama's command: leave it out: the first serve, chat or generate of a model ",
+        ),
+        ("run-batch a b", "run-batch is vLLM's command: use roost batch; roost --help says what it takes"),
+        ("bench run", "run is unknown; roost bench --help says what it takes"),
+        ("generat hi", "generat is unknown; did you mean generate?; roost --help says what it takes"),
         ("nope", "nope is unknown; roost --help says what it takes"),
         ("--nope", "--nope is unknown; roost --help says what it takes"),
     ],
@@ -374,6 +385,21 @@ def test_a_wrong_value_is_one_line_with_the_status_of_usage(words: str, line: st
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"roost: {line}")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [*commands(get_command(app))], ids=" ".join)
+def test_an_option_with_two_swapped_letters_is_recognised(words: tuple[str, ...]) -> None:
+    """The first two or the last two, in every option of every command."""
+    command: Any = get_command(app)
+    for word in words:
+        command = command.commands[word]
+    flags = [flag for each in command.params for flag in each.opts if flag.startswith("--") and len(flag) > 5]
+    for flag in flags:
+        pairs = [at for at in range(2, len(flag) - 1) if flag[at] != flag[at + 1]]
+        typos = {f"{flag[:at]}{flag[at + 1]}{flag[at]}{flag[at + 2 :]}" for at in (pairs[0], pairs[-1])}
+        for typo in typos:
+            error = runner.invoke(app, [*words, typo]).stderr
+            assert error.startswith(f"roost: {typo} is unknown; did you mean {flag}?"), error
 
 
 @pytest.mark.parametrize(
