@@ -112,6 +112,14 @@ SHOWN = [
 ]
 """Commands, and the text below them that shows what they print; `…` stands for anything."""
 
+PYTHON_SHOWN = {
+    block: below
+    for document in DOCUMENTS
+    for block, below in itertools.pairwise(blocks(document.read_text()))
+    if (block.language, below.language) == ("python", "text")
+}
+"""The same for programs."""
+
 WRITTEN = ("docs", "benchmarks", "deploy", "examples", "configs")
 PAGES = [*ROOT.glob("*.md"), *(path for folder in WRITTEN for path in (ROOT / folder).rglob("*.md"))]
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
@@ -380,7 +388,10 @@ def test_every_command_runs_or_has_a_reason_not_to(newcomer: Newcomer, block: Bl
 )
 def test_every_python_example_runs(newcomer: Newcomer, block: Block) -> None:
     example = newcomer.typed_file("example.py", block.text)
-    assert newcomer.type(f"{newcomer.python(block.packages)} {example}").strip()
+    printed = newcomer.type(f"{newcomer.python(block.packages)} {example}")
+    assert printed.strip()
+    if block in PYTHON_SHOWN:
+        assert not_printed(newcomer, PYTHON_SHOWN[block], printed) == [], printed
 
 
 @pytest.mark.readme
@@ -402,9 +413,22 @@ def test_every_file_of_examples_runs(newcomer: Newcomer, path: Path) -> None:
 def test_readme_shows_what_its_commands_print(newcomer: Newcomer, block: Block, shown: Block) -> None:
     command = commands(block.text)[-1]
     printed = newcomer.log(newcomer.port).read_text() if command.startswith(SERVE) else newcomer.type(command)
+    assert not_printed(newcomer, shown, printed) == [], printed
+
+
+def not_printed(newcomer: Newcomer, shown: Block, printed: str) -> list[str]:
+    """Returns the lines of a shown text, as patterns, that nothing printed has."""
     lines = [newcomer.concrete(line) for line in shown.text.splitlines()]
     patterns = [".*".join(map(re.escape, line.split("…"))) for line in lines]
-    assert [pattern for pattern in patterns if not re.search(pattern, printed)] == [], printed
+    return [pattern for pattern in patterns if not re.search(pattern, printed)]
+
+
+def test_pages_show_what_their_programs_print() -> None:
+    tutorial = blocks((ROOT / "docs" / "tutorials" / "python.md").read_text())
+    tools = blocks((ROOT / "docs" / "how-to" / "tools.md").read_text())
+    programs = [block for block in (*tutorial, *tools) if block.language == "python"]
+    assert len(programs) > 7
+    assert [block for block in programs if block not in PYTHON_SHOWN] == []
 
 
 # --- the pages
